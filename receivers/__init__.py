@@ -1,0 +1,1 @@
+"""One file per tracker, behind the contract in `spoolagent.contract`."""

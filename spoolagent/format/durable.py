@@ -1,0 +1,132 @@
+"""The one place where files become durable. Nobody else calls write, fsync, rename or unlink on spool data.
+
+A file that appears under its name is whole and on disk: temporary name, write, fsync, rename, fsync of the
+directory. Each step passes `fault_point`, so that one test hook can fail, stop or kill at any of them.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from spoolagent.format.layout import DIR_MODE, FILE_MODE
+
+Fault = Callable[[str, str], None]
+"""Called as `fault(operation, path)` before the operation; it may raise OSError or end the process."""
+
+_fault: Fault | None = None
+
+
+def set_fault(fault: Fault | None) -> None:
+    """Installs the hook of the fault injector (`spoolagent.testing`); None removes it."""
+    global _fault  # noqa: PLW0603 - one seam for the whole process is the point
+    _fault = fault
+
+
+def fault_point(operation: str, path: str) -> None:
+    """Lets the fault injector act before `operation` ("write", "fsync", "rename", "unlink", "commit", ...)."""
+    if _fault is not None:
+        _fault(operation, path)
+
+
+def make_dirs(path: str) -> None:
+    """Creates `path` and its parents, 0700, each one durable in its parent."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent and parent != path:
+        make_dirs(parent)
+    with contextlib.suppress(FileExistsError):
+        fault_point("mkdir", path)
+        os.mkdir(path, DIR_MODE)
+        fsync_dir(parent or ".")
+
+
+def fsync_fd(fd: int, path: str) -> None:
+    """fdatasync: the bytes and the length of an open file are on disk."""
+    fault_point("fsync", path)
+    os.fdatasync(fd)
+
+
+def fsync_dir(path: str) -> None:
+    """Makes creations, renames and removals in the directory durable."""
+    fault_point("fsync", path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_path(path: str) -> None:
+    """Makes what is written to `path` so far, by anybody, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fsync_fd(fd, path)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes, path: str) -> None:
+    """Writes all of `data` at the descriptor's position. Raises OSError with a part possibly written."""
+    fault_point("write", path)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_file(path: str, data: bytes, *, exclusive: bool = False) -> None:
+    """Puts a whole, durable file at `path`. With `exclusive`, raises FileExistsError when one is there."""
+    with temporary(path) as (fd, temp):
+        write_all(fd, data, temp)
+        publish(fd, temp, path, exclusive=exclusive)
+
+
+def publish(fd: int, temp: str, path: str, *, exclusive: bool = False) -> None:
+    """Makes the finished temporary file `temp` (open as `fd`) appear at `path`, durably.
+
+    With `exclusive` the file appears by a hard link, which fails where `path` exists.
+    """
+    fsync_fd(fd, temp)
+    if exclusive:
+        fault_point("link", path)
+        os.link(temp, path)
+    else:
+        rename(temp, path)
+        return
+    fsync_dir(os.path.dirname(path) or ".")
+
+
+def rename(source: str, target: str) -> None:
+    """Renames, durably: afterwards the new name survives a power cut."""
+    fault_point("rename", target)
+    os.rename(source, target)
+    fsync_dir(os.path.dirname(target) or ".")
+
+
+@contextlib.contextmanager
+def temporary(path: str) -> Iterator[tuple[int, str]]:
+    """An open, new, 0600 file beside `path` under a dot name that readers ignore; removed if it is left over."""
+    folder, name = os.path.split(path)
+    temp = os.path.join(folder, f".tmp-{name}-{os.getpid()}-{os.urandom(4).hex()}")
+    fault_point("create", temp)
+    fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        yield fd, temp
+    finally:
+        os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
+
+
+def unlink(path: str) -> None:
+    """Removes a file, durably. A missing file is fine."""
+    fault_point("unlink", path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        fsync_dir(os.path.dirname(path) or ".")
+
+
+def truncate(fd: int, length: int, path: str) -> None:
+    """Cuts an open file back. Only a stream's own writer, and a shipper in its target, may do this."""
+    fault_point("truncate", path)
+    os.ftruncate(fd, length)

@@ -1,0 +1,1 @@
+"""Copying a spool to another spool, resumably."""
