@@ -15,11 +15,20 @@ Fault = Callable[[str, str], None]
 
 _fault: Fault | None = None
 
+append: Callable[[int, bytes], int] = os.write
+"""The writer's hot path: one os.write, with nothing around it until a fault injector is installed."""
+
 
 def set_fault(fault: Fault | None) -> None:
     """Installs the hook of the fault injector (`spoolagent.testing`); None removes it."""
-    global _fault  # noqa: PLW0603 - one seam for the whole process is the point
+    global _fault, append  # noqa: PLW0603 - one seam for the whole process is the point
     _fault = fault
+    append = os.write if fault is None else _append_with_fault
+
+
+def _append_with_fault(fd: int, data: bytes) -> int:
+    fault_point("append", os.readlink(f"/proc/self/fd/{fd}"))
+    return os.write(fd, data)
 
 
 def fault_point(operation: str, path: str) -> None:

@@ -1,0 +1,125 @@
+"""LIVE: the proof that a stream's writer is alive.
+
+A POSIX record lock on the file: the kernel frees it at any death of the process, and a forked child does not
+have it. It is probed with F_GETLK, which takes nothing. The lock is evidence only on the host and boot that the
+file names; elsewhere an observer times how long the content has not changed (`spoolagent.format.ends`).
+"""
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+from typing import NamedTuple
+
+import orjson
+
+from spoolagent.format.durable import fault_point
+from spoolagent.format.layout import FILE_MODE, LIVE_FILE
+
+RENEW_S = 10.0
+_FLOCK = "hhqqi4x"  # struct flock on Linux: l_type, l_whence, l_start, l_len, l_pid
+_held: set[str] = set()
+"""Streams whose LIVE this process holds: to open and close the file here again would free the lock."""
+
+
+class Owner(NamedTuple):
+    """Who wrote a LIVE file."""
+
+    host: str
+    boot: str
+    pid: int
+    time_ns: int
+
+
+def host_name() -> str:
+    """This machine's name."""
+    return os.uname().nodename
+
+
+_boot = ""
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot, or "" where it cannot be read."""
+    global _boot  # noqa: PLW0603 - read once
+    if not _boot:
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+            _boot = file.read().strip()
+    return _boot
+
+
+class Live:
+    """The LIVE file of a stream, locked by this process until `release`."""
+
+    def __init__(self, stream: str) -> None:
+        """Creates and locks LIVE in the directory `stream`, which nobody else sees yet."""
+        path = os.path.join(stream, LIVE_FILE)
+        fault_point("create", path)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        self._pid = os.getpid()
+        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._stream = ""
+        self.renew()
+
+    def published(self, stream: str) -> None:
+        """Tells where the stream's directory is now, after its rename into view."""
+        self._stream = os.path.abspath(stream)
+        _held.add(self._stream)
+
+    def renew(self) -> None:
+        """Writes the content anew, at once and in one piece (observers elsewhere see it change)."""
+        text = orjson.dumps({"host": host_name(), "boot": boot_id(), "pid": self._pid, "time": time.time_ns()})
+        os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
+
+    def release(self) -> None:
+        """Removes the file and frees the lock; in a forked child it only closes the descriptor."""
+        if self._pid == os.getpid():
+            _held.discard(self._stream)
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._stream, LIVE_FILE))
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+def forget_after_fork() -> None:
+    """In a forked child: the locks are the parent's."""
+    _held.clear()
+
+
+def is_held_here(stream: str) -> bool:
+    """True when this process is itself the stream's living writer."""
+    return os.path.abspath(stream) in _held
+
+
+def read_owner(stream: str) -> tuple[Owner | None, bytes]:
+    """Who owns the stream's LIVE and its raw content; (None, b"") when there is none."""
+    try:
+        with open(os.path.join(stream, LIVE_FILE), "rb") as file:
+            raw = file.read(4096)
+    except OSError:
+        return None, b""
+    try:
+        value = orjson.loads(raw)
+        return Owner(str(value["host"]), str(value["boot"]), int(value["pid"]), int(value["time"])), raw
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None, raw
+
+
+def is_locked(stream: str) -> bool:
+    """True when some process of this machine holds the stream's LIVE. Takes nothing.
+
+    Never call it for a stream of this very process (see `is_held_here`).
+    """
+    try:
+        fd = os.open(os.path.join(stream, LIVE_FILE), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, query))
+    except OSError:
+        return True  # a file system without locks: say nothing about a death
+    finally:
+        os.close(fd)
+    return bool(answer[0] != fcntl.F_UNLCK)

@@ -1,0 +1,122 @@
+"""One segment file, as its writer sees it: header, appended lines, seal, and the hash of all its bytes."""
+
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+from spoolagent.format import durable
+from spoolagent.format.events import FORMAT
+from spoolagent.format.layout import FILE_MODE, segment_name
+from spoolagent.format.lines import encode_line
+
+_HASH_EVERY = 1 << 16
+"""Bytes that may wait for the running hash: few enough to be hashed in some 50 us."""
+
+
+class Origin(NamedTuple):
+    """What every header of a stream repeats."""
+
+    spool: str
+    run: str
+    writer: str
+    role: str
+    attempt: int
+    launch: str | None
+
+
+class Segment:
+    """An open segment that only this object changes.
+
+    `append` either writes the whole line or leaves the file as it was (`broken` is set when even that failed:
+    then nothing more goes into this file). All methods raise OSError.
+    """
+
+    def __init__(self, stream: str, first_seq: int, origin: Origin, prev: str | None, created_ns: int) -> None:
+        self.path = os.path.join(stream, segment_name(first_seq))
+        self.first_seq = first_seq
+        self.created_ns = created_ns
+        self.size = 0
+        self.broken = False
+        self._sha = hashlib.sha256()
+        self._unhashed: list[bytes] = []
+        self._unhashed_from = 0
+        durable.fault_point("create", self.path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self.fd = os.open(self.path, flags, FILE_MODE)
+        try:
+            self.append(encode_line(_header(first_seq, origin, prev, created_ns)))
+        except BaseException:
+            os.close(self.fd)
+            if self.size == 0:
+                os.unlink(self.path)  # no event is in it; the name is needed for the next try
+            raise
+
+    def append(self, line: bytes) -> None:
+        """Writes one whole line or nothing."""
+        try:
+            written = durable.append(self.fd, line)
+            if written != len(line):
+                raise OSError(28, "no space for a whole line", self.path)
+        except BaseException:
+            # Also a KeyboardInterrupt lands here, perhaps after the write: the file's length tells.
+            if self._reconcile(len(line)):
+                self._count(line)
+            raise
+        self.size += written
+        self._unhashed.append(line)
+        if self.size - self._unhashed_from > _HASH_EVERY:
+            self._hash()
+
+    def _count(self, line: bytes) -> None:
+        self.size += len(line)
+        self._unhashed.append(line)
+
+    def _reconcile(self, length: int) -> bool:
+        """True when a line of `length` bytes was wholly written all the same; else cuts the file back."""
+        try:
+            actual = os.fstat(self.fd).st_size
+            if actual == self.size + length:
+                return True
+            if actual != self.size:
+                durable.truncate(self.fd, self.size, self.path)
+        except OSError:
+            self.broken = True
+        return False
+
+    def undo(self, size: int) -> None:
+        """Cuts back to `size`, a line's end: for a line whose fsync failed. The file takes no more lines."""
+        self.broken = True
+        durable.truncate(self.fd, size, self.path)
+        self.size = size
+
+    def _hash(self) -> None:
+        self._sha.update(b"".join(self._unhashed))
+        self._unhashed.clear()
+        self._unhashed_from = self.size
+
+    def sha256(self) -> str:
+        """The hash of all bytes in the file."""
+        if self.broken:  # what is in it is only known by reading
+            with open(self.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        self._hash()
+        return self._sha.hexdigest()
+
+    def seal(self, last_seq: int, *, closed: bool) -> None:
+        """Writes the seal."""
+        self.append(encode_line({"seal": last_seq, "sha256": self.sha256(), "closed": closed}))
+
+
+def _header(first_seq: int, origin: Origin, prev: str | None, created_ns: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "spool": origin.spool,
+        "run": origin.run,
+        "writer": origin.writer,
+        "role": origin.role,
+        "attempt": origin.attempt,
+        "first": first_seq,
+        "prev": prev,
+        "created": created_ns,
+        "launch": origin.launch,
+    }

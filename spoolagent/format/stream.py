@@ -1,0 +1,471 @@
+"""The writer of one stream: the hot path of a training process.
+
+It raises only for a caller's mistake. What the disk refuses is counted, and written as a `gap` event when the
+disk takes events again. Threads share a StreamWriter; a forked child goes on with a stream of its own.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+
+from spoolagent.errors import EventTooLarge, SpoolError, UsageError
+from spoolagent.format import durable, keeper, layout, live
+from spoolagent.format.lines import MAX_LINE, encode_line, seal
+from spoolagent.format.names import check_case, new_writer_id
+from spoolagent.format.segment import Origin, Segment
+from spoolagent.format.spool import create_spool
+
+DURABILITIES = ("process", "interval", "always", "queued")
+_MAX_BODY = MAX_LINE - 64
+_RETRY_S = 1.0
+_QUEUE_EVENTS, _QUEUE_BYTES = 100_000, 64 << 20
+_DRAIN_S = 30.0
+
+Warn = Callable[[str], None]
+
+
+class StreamOptions(NamedTuple):
+    """How a stream is written."""
+
+    durability: str = "interval"
+    segment_bytes: int = 16 << 20
+    segment_age_s: float = 3600.0
+
+
+class _Gap(NamedTuple):
+    dropped: int
+    first_ns: int
+    last_ns: int
+    reason: str
+
+
+def warn_on_stderr(message: str) -> None:
+    """The default for warnings: one line on standard error, whatever has become of it."""
+    try:
+        sys.stderr.write(f"spoolagent: {message}\n")
+    except (OSError, ValueError, AttributeError):
+        pass  # closed, full or None: logging must not hurt training
+
+
+class StreamWriter:
+    """Appends events to one stream of a run, in seq order.
+
+    `start` gives the payload of the `run_start` event, with which every stream begins. Nothing touches the
+    disk before `open` or the first event.
+    """
+
+    def __init__(
+        self,
+        spool: str,
+        site: str,
+        run: str,
+        start: Callable[[], dict[str, Any]],
+        *,
+        role: str = "main",
+        attempt: int = 1,
+        launch: str | None = None,
+        options: StreamOptions = StreamOptions(),
+        warn: Warn = warn_on_stderr,
+    ) -> None:
+        if options.durability not in DURABILITIES:
+            raise UsageError(f"durability {options.durability!r} is not one of {', '.join(DURABILITIES)}")
+        self.spool, self.site, self.run = os.path.abspath(spool), site, run
+        self.role, self.attempt, self.launch = role, attempt, launch
+        self.options = options
+        self.dropped = 0
+        """Events that could not be written in this process, so far."""
+        self._start = start
+        self._warn = warn
+        self._reset()
+
+    def _reset(self) -> None:
+        self.writer = new_writer_id()
+        self.seq = 0
+        """seq of the last event written."""
+        self.closed = False
+        self._lock = threading.RLock()
+        self._busy = False
+        self._deferred: list[bytes] = []
+        self._segment: Segment | None = None
+        self._live: live.Live | None = None
+        self._dir = layout.run_dir(self.spool, self.site, self.run)
+        self._retired: list[Segment] = []
+        self._dirty = False
+        self._gap: _Gap | None = None
+        self._retry_at = 0.0
+        self._warned = False
+        self._renew_at = 0.0
+        self._queue: _Queue | None = None
+        if self.options.durability == "queued":
+            self._queue = _Queue(self._write_queued, self._drop_queued)
+
+    # -- appending ---------------------------------------------------------------------------------------
+
+    def append(self, kind: str, fields: dict[str, Any]) -> None:
+        """Appends one event; `fields` must be JSON already (see `spoolagent.format.values`).
+
+        Raises EventTooLarge beyond 1 MiB, TypeError for what orjson cannot write: both before anything happens.
+        """
+        body = orjson.dumps({"time": time.time_ns(), "type": kind, **fields})
+        if len(body) > _MAX_BODY:
+            raise EventTooLarge(f"a {kind} event of {len(body)} bytes does not fit in a line: use a blob")
+        if self._queue is not None:
+            self._queue.put(body)
+        else:
+            self._append_body(body)
+
+    def _append_body(self, body: bytes) -> None:
+        with self._lock:
+            if self._busy:  # a signal handler logs while its own thread is in here
+                self._deferred.append(body)
+                return
+            self._busy = True
+            try:
+                self._write(body)
+                while self._deferred:
+                    self._write(self._deferred.pop(0))
+            finally:
+                self._busy = False
+
+    def _write(self, body: bytes) -> None:
+        segment = self._segment
+        if segment is None or segment.broken or self._gap is not None or segment.size > self.options.segment_bytes:
+            segment = self._ready()
+            if segment is None:
+                self._count_drop(orjson.loads(body)["time"])
+                return
+        line = seal(b'{"seq":%d,%b' % (self.seq + 1, body[1:-1]))
+        before = segment.size
+        try:
+            segment.append(line)
+            if self.options.durability == "always":
+                self._sync_line(segment, before)
+        except OSError as error:
+            self._failed(error)
+            self._count_drop(orjson.loads(body)["time"])
+            return
+        except BaseException:
+            if segment.size > before:
+                self.seq += 1
+            raise
+        self.seq += 1
+        self._dirty = True
+
+    def _sync_line(self, segment: Segment, before: int) -> None:
+        try:
+            durable.fsync_fd(segment.fd, segment.path)
+        except OSError:
+            segment.undo(before)
+            raise
+
+    # -- opening, rotating, failing ------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Creates the stream now rather than at the first event."""
+        if self._queue is not None:
+            return  # its thread does
+        with self._lock:
+            if not self._busy and self._segment is None:
+                self._busy = True
+                try:
+                    self._ready()
+                finally:
+                    self._busy = False
+
+    def _ready(self) -> Segment | None:
+        """A segment that takes the next event, with any gap before it on record; None while the disk refuses."""
+        now = time.monotonic()
+        if self.closed or now < self._retry_at:
+            return None
+        try:
+            if self._live is None:
+                self._create()
+            elif self._segment is None:
+                self._next_segment(None)
+            elif self._segment.broken or self._segment.size > self.options.segment_bytes:
+                self._rotate()
+            if self._gap is not None:
+                self._write_gap(self._gap)
+        except OSError as error:
+            self._failed(error)
+            self._retry_at = now + _RETRY_S if self._live is None else 0.0
+            return None
+        except SpoolError as error:
+            self._complain(str(error))
+            self._retry_at = now + _RETRY_S
+            return None
+        return self._segment
+
+    def _create(self) -> None:
+        """Makes the directory under a dot name, locks it, writes header and start, and renames it into view."""
+        spool = create_spool(self.spool)
+        runs = os.path.dirname(self._dir_of_run())
+        check_case("site", os.path.dirname(os.path.dirname(runs)), self.site)
+        check_case("run", runs, self.run)
+        durable.make_dirs(self._dir_of_run())
+        hidden = os.path.join(self._dir_of_run(), f".tmp-{self.writer}")
+        durable.fault_point("mkdir", hidden)
+        os.mkdir(hidden, layout.DIR_MODE)
+        held = live.Live(hidden)
+        segment = None
+        try:
+            self._origin = Origin(spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch)
+            segment = Segment(hidden, 1, self._origin, None, time.time_ns())
+            start = {"seq": 1, "time": time.time_ns(), "type": "run_start", **self._start()}
+            segment.append(encode_line(start))
+            durable.fsync_fd(segment.fd, segment.path)
+            durable.fsync_dir(hidden)
+            final = os.path.join(self._dir_of_run(), self.writer)
+            durable.rename(hidden, final)
+        except BaseException:
+            held.release()
+            if segment is not None:
+                os.close(segment.fd)
+            self.writer = new_writer_id()  # this one may have come into view
+            raise
+        held.published(final)
+        segment.path = os.path.join(final, os.path.basename(segment.path))
+        self._dir, self._live, self._segment, self.seq = final, held, segment, 1
+        self._renew_at = time.monotonic() + live.RENEW_S
+        keeper.keep(self)
+
+    def _dir_of_run(self) -> str:
+        return layout.run_dir(self.spool, self.site, self.run)
+
+    def _rotate(self) -> None:
+        segment = self._segment
+        assert segment is not None
+        if not segment.broken:
+            segment.seal(self.seq, closed=False)
+        prev = segment.sha256()
+        self._retired.append(segment)
+        self._segment = None
+        self._next_segment(prev)
+
+    def _next_segment(self, prev: str | None) -> None:
+        if prev is None:  # the last try to open one failed after the rotation
+            prev = self._retired[-1].sha256() if self._retired else self._prev
+        self._prev = prev
+        segment = Segment(self._dir, self.seq + 1, self._origin, prev, time.time_ns())
+        if self.options.durability == "always":
+            durable.fsync_dir(self._dir)
+        self._segment = segment
+
+    _origin: Origin
+    _prev: str
+
+    def _write_gap(self, gap: _Gap) -> None:
+        assert self._segment is not None
+        fields = {"dropped": gap.dropped, "from": gap.first_ns, "to": gap.last_ns, "reason": gap.reason}
+        event = {"seq": self.seq + 1, "time": time.time_ns(), "type": "gap", **fields}
+        self._segment.append(encode_line(event))
+        self.seq += 1
+        self._gap = None
+        self._dirty = True
+
+    def _failed(self, error: OSError) -> None:
+        self._reason = error.strerror or str(error)
+        self._complain(f"{error.filename or self._dir}: {self._reason}")
+
+    _reason = "the spool could not be written"
+
+    def _complain(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(f"cannot write to the spool ({message}). Training goes on, events are dropped and counted.")
+
+    def _count_drop(self, time_ns: int) -> None:
+        self.dropped += 1
+        old = self._gap
+        if old is None:
+            self._gap = _Gap(1, time_ns, time_ns, self._reason)
+        else:
+            self._gap = _Gap(old.dropped + 1, old.first_ns, time_ns, self._reason)
+
+    def drop(self, reason: str) -> None:
+        """Puts one event on record that could not even be prepared (its blob was refused)."""
+        with self._lock:
+            self._reason = reason
+            self._complain(reason)
+            self._count_drop(time.time_ns())
+
+    # -- queued -----------------------------------------------------------------------------------------------
+
+    def _write_queued(self, body: bytes) -> None:
+        self._append_body(body)
+
+    def _drop_queued(self, body: bytes) -> None:
+        with self._lock:
+            self._reason = "the queue was full: the spool's file system is too slow"
+            self._complain(self._reason)
+            self._count_drop(orjson.loads(body)["time"])
+
+    # -- the keeper ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Called each second by the keeper's thread: fsync, LIVE, rotation by age."""
+        try:
+            self._rotate_by_age()
+            if self.options.durability in ("interval", "queued"):
+                self.sync()
+            else:
+                self._close_retired()
+            if time.monotonic() >= self._renew_at and self._live is not None:
+                self._renew_at = time.monotonic() + live.RENEW_S
+                self._live.renew()
+        except OSError as error:
+            self._failed(error)
+
+    def _rotate_by_age(self) -> None:
+        with self._lock:
+            segment = self._segment
+            if self._busy or self.closed or segment is None or segment.first_seq > self.seq:
+                return
+            if time.time_ns() - segment.created_ns > self.options.segment_age_s * 1e9:
+                self._rotate()
+
+    def sync(self) -> None:
+        """Makes what was appended so far durable. Raises OSError; then a new segment is begun."""
+        with self._lock:
+            retired, self._retired = self._retired, []
+            segment, dirty, self._dirty = self._segment, self._dirty, False
+        for old in retired:
+            self._finish(old)
+        if dirty and segment is not None:
+            try:
+                durable.fsync_fd(segment.fd, segment.path)
+            except OSError:
+                segment.broken = True  # what the kernel still holds of it is unknown
+                raise
+        if retired:
+            durable.fsync_dir(self._dir)
+
+    def _finish(self, segment: Segment) -> None:
+        try:
+            durable.fsync_fd(segment.fd, segment.path)
+        finally:
+            os.close(segment.fd)
+
+    def _close_retired(self) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+        for old in retired:
+            os.close(old.fd)
+
+    def flush(self) -> None:
+        """Makes what was logged so far durable (waits for the queue first); never raises for the disk."""
+        if self._queue is not None:
+            self._queue.drain(_DRAIN_S)
+        try:
+            self.sync()
+        except OSError as error:
+            self._failed(error)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Seals the stream and frees LIVE. A second call does nothing."""
+        if self._queue is not None:
+            self._queue.close(_DRAIN_S)
+        with self._lock:
+            if self.closed:
+                return
+            try:
+                if self._gap is not None:
+                    self._retry_at = 0.0
+                    self._ready()
+                if self._segment is not None and not self._segment.broken:
+                    self._segment.seal(self.seq, closed=True)
+            except OSError as error:
+                self._failed(error)
+            self.closed = True
+        self._close_files()
+
+    def _close_files(self) -> None:
+        keeper.release(self)
+        try:
+            if self.options.durability == "process":
+                self._close_retired()
+            else:
+                self._dirty = self._segment is not None
+                self.sync()
+        except OSError as error:
+            self._failed(error)
+        if self._segment is not None:
+            os.close(self._segment.fd)
+            self._segment = None
+        if self._live is not None:
+            self._live.release()
+            self._live = None
+
+    def after_fork(self) -> None:
+        """In a forked child: leaves the parent's stream alone; the child's first event begins its own, role aux."""
+        for segment in (self._segment, *self._retired):
+            if segment is not None:
+                os.close(segment.fd)
+        if self._live is not None:
+            self._live.release()
+        live.forget_after_fork()
+        closed = self.closed
+        self.role = "aux"
+        self.dropped = 0
+        self._reset()
+        self.closed = closed
+
+
+class _Queue:
+    """A bounded queue and its thread, for spools where even write() can block."""
+
+    def __init__(self, write: Callable[[bytes], None], drop: Callable[[bytes], None]) -> None:
+        self._write, self._drop = write, drop
+        self._items: deque[bytes] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition(threading.RLock())
+        self._thread: threading.Thread | None = None
+        self._writing = False
+        self._closing = False
+
+    def put(self, body: bytes) -> None:
+        with self._changed:
+            full = len(self._items) >= _QUEUE_EVENTS or self._bytes + len(body) > _QUEUE_BYTES
+            if not full:
+                self._items.append(body)
+                self._bytes += len(body)
+                self._changed.notify_all()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
+                    self._thread.start()
+        if full:
+            self._drop(body)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+                while not self._items:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                body = self._items.popleft()
+                self._bytes -= len(body)
+                self._writing = True
+            self._write(body)
+
+    def drain(self, timeout_s: float) -> None:
+        """Waits until all that was put is written, at most `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items and not self._writing, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Drains, and ends the thread."""
+        self.drain(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()

@@ -1,0 +1,82 @@
+"""What this process knows about itself: the environment's settings, and how the process ends."""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from spoolagent.errors import UsageError
+from spoolagent.format.live import host_name
+from spoolagent.format.names import check_name, is_legal
+from spoolagent.format.stream import DURABILITIES
+
+
+class Place(NamedTuple):
+    """Where this process logs to."""
+
+    spool: str
+    site: str
+    run: str | None
+    durability: str
+
+
+def place_from(env: Mapping[str, str]) -> Place:
+    """The settings of `SPOOLAGENT_*`; without any, the spool is `./spool` and the site this machine's name.
+
+    Raises UsageError (NameRefused) for a value that is not legal.
+    """
+    host = host_name()
+    site = env.get("SPOOLAGENT_SITE") or (host if is_legal(host) else "local")
+    run = env.get("SPOOLAGENT_RUN") or None
+    durability = env.get("SPOOLAGENT_DURABILITY") or "interval"
+    if durability not in DURABILITIES:
+        raise UsageError(f"SPOOLAGENT_DURABILITY={durability!r} is not one of {', '.join(DURABILITIES)}")
+    return Place(
+        os.path.abspath(env.get("SPOOLAGENT_SPOOL") or "spool"),
+        check_name("site", site),
+        None if run is None else check_name("run", run),
+        durability,
+    )
+
+
+def rank_from(env: Mapping[str, str]) -> int | None:
+    """This process's rank in its job, or None when no launcher says so."""
+    for name in ("SPOOLAGENT_RANK", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        value = env.get(name, "")
+        if value.isascii() and value.isdigit():
+            return int(value)
+    return None
+
+
+class _Exit:
+    """How the process is ending: the exit code that it will have, as far as can be known."""
+
+    code = 0
+
+
+def exit_code() -> int:
+    """0, or the exit code of the uncaught exception or `sys.exit` that is ending this process."""
+    return _Exit.code
+
+
+def on_exit(finish: Callable[[], None]) -> None:
+    """Calls `finish` when the interpreter ends, and makes `exit_code` known from here on.
+
+    An exception that nobody caught reaches `sys.excepthook`; `sys.exit(n)` reaches nobody, so it is wrapped,
+    as wandb does.
+    """
+    atexit.register(finish)
+    hook, leave = sys.excepthook, sys.exit
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        _Exit.code = 255 if issubclass(kind, KeyboardInterrupt) else 1
+        hook(kind, error, trace)
+
+    def leave_with(status: Any = None, /) -> None:
+        _Exit.code = status if isinstance(status, int) else 0 if status is None else 1
+        leave(status)
+
+    sys.excepthook = excepthook
+    sys.exit = leave_with  # type: ignore[assignment] # NoReturn by way of `leave`
