@@ -106,24 +106,28 @@ def _plan(state: State, file: Append) -> _Plan:
     tail = _read(path, at, min(size - at, len(data))) if size > at else b""
     if data.startswith(tail):
         longer = size - at > len(data)
-        return _Plan(path=path, at=at, data=data, new=False, write=not longer, record=record, skip=left, moved=False)
+        return _Plan(
+            path=path, at=at, data=data, new=False, write=not longer, record=record, skip=left, moved=False
+        )
     shown = _common(data, tail) - (len(file.head) if at == 0 else 0)
     if file.whole is not None and shown > 0:
-        body = data[-(len(data) - len(file.head)) :] if at == 0 else data
+        body = data[len(file.head) :] if at == 0 else data
         record = {**record, "skip": skip + file.whole(body[:shown])}
     return _begin(file, record)
 
 
 def _begin(file: Append, record: dict[str, Any]) -> _Plan:
     """A plan for a new file: the first one, or the next after the one that `record` names."""
-    number = record["number"] + 1
-    for number in range(number, number + MAX_NAMES):  # noqa: B020 - counts on from the record's number
+    first = record["number"] + 1
+    for number in range(first, first + MAX_NAMES):
         name = file.name(number)
         path = os.path.join(file.folder, name)
         if not os.path.lexists(path):  # a file that is not in the state is not ours
             break
     else:
-        raise Transient(f"{file.folder}: {MAX_NAMES} names in a row are taken, the last is {name}: move them away")
+        raise Transient(
+            f"{file.folder}: {MAX_NAMES} names in a row are taken, the last is {name}: move them away"
+        )
     old = [*record["old"], record["name"]] if "name" in record else []
     fresh = {"name": name, "length": 0, "number": number, "old": old, "skip": record["skip"]}
     data, left = _encoded(file, 0, record["skip"])

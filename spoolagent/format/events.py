@@ -51,6 +51,8 @@ def check(event: Event) -> str | None:
 
     An unknown type is reported too: it is a dead letter that can be retried after an upgrade.
     """
+    if type(event.type) is not str or type(event.time_ns) is not int or not 0 <= event.time_ns < 2**63:
+        return "time or type is not what an event has"
     rule = _RULES.get(event.type)
     if rule is None:
         return f"unknown event type {event.type!r}: upgrade spoolagent, then retry the dead letter"

@@ -1,0 +1,181 @@
+"""How a stream ended when its writer did not say so: `.end` and `pruned.json`, and who is dead."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from spoolagent.errors import FormatError
+from spoolagent.format import durable, live
+from spoolagent.format.layout import PRUNED_FILE, end_name, list_segments, segment_name
+from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
+
+STALE_AFTER_S = 60.0
+
+
+class End(NamedTuple):
+    """The content of a `.end`: the last segment up to the end of its last whole line."""
+
+    length: int
+    last: int
+    sha256: str
+    reason: str
+    time_ns: int
+
+
+class Pruned(NamedTuple):
+    """The content of `pruned.json`: what was removed from the stream's front."""
+
+    through: int
+    prev: str
+
+
+def _read_line(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_LINE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return decode_line(raw.removesuffix(b"\n")) if raw.endswith(b"\n") else None
+    except FormatError:
+        return None  # damaged: as if it were not there; fsck reports it, and the agent at home writes it anew
+
+
+def read_end(stream: str, first_seq: int) -> End | None:
+    """The valid `.end` of a segment, or None."""
+    data = _read_line(os.path.join(stream, end_name(first_seq)))
+    if data is None:
+        return None
+    try:
+        end = End(data["length"], data["last"], data["sha256"], data["reason"], data["time"])
+    except KeyError:
+        return None
+    fine = type(end.length) is int and type(end.last) is int and type(end.time_ns) is int and type(end.sha256) is str
+    return end if fine else None
+
+
+def read_pruned(stream: str) -> Pruned | None:
+    """The valid `pruned.json` of a stream, or None."""
+    data = _read_line(os.path.join(stream, PRUNED_FILE))
+    if data is None or type(data.get("through")) is not int or not isinstance(data.get("prev"), str):
+        return None
+    return Pruned(data["through"], data["prev"])
+
+
+class DeathWatch:
+    """Tells which writers are dead, with the memory that this needs for writers on other machines.
+
+    `stale_after_s`: how long the LIVE of another host or boot may stay unchanged, by our own monotonic clock.
+    """
+
+    def __init__(
+        self, *, stale_after_s: float = STALE_AFTER_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stale_after_s = stale_after_s
+        self._clock = clock
+        self._seen: dict[str, tuple[bytes, float]] = {}
+
+    def is_dead(self, stream: str) -> bool:
+        """True when the writer of the stream (born in this spool) will not write again."""
+        if live.is_held_here(stream):
+            return False
+        owner, raw = live.read_owner(stream)
+        if owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id()):
+            return not live.is_locked(stream)
+        if owner is None and not raw and not os.path.exists(os.path.join(stream, live.LIVE_FILE)):
+            return True
+        known = self._seen.get(stream)
+        now = self._clock()
+        if known is None or known[0] != raw:
+            self._seen[stream] = (raw, now)
+            return False
+        return now - known[1] >= self._stale_after_s
+
+    def forget(self, stream: str) -> None:
+        """Drops what is remembered of a stream that has ended."""
+        self._seen.pop(stream, None)
+
+
+def end_dead_stream(stream: str, watch: DeathWatch) -> bool:
+    """Writes the `.end` of a stream whose writer is dead. True when the stream has ended now, however.
+
+    Only for a stream born in this spool. Two agents at once write it once: the second finds it there.
+    """
+    segments = list_segments(stream)
+    if not segments:
+        return False
+    first = segments[-1]
+    if is_closed(os.path.join(stream, segment_name(first))):
+        watch.forget(stream)
+        return True
+    if not watch.is_dead(stream):
+        return False
+    if segments != list_segments(stream):  # it went on between the two looks
+        return False
+    path = os.path.join(stream, segment_name(first))
+    durable.fsync_path(path)
+    durable.fsync_dir(stream)
+    if is_closed(path):
+        return True
+    _write_end(stream, first, *measure(path, first))
+    return True
+
+
+def _write_end(stream: str, first: int, length: int, last: int, sha256: str) -> None:
+    known = read_end(stream, first)
+    if known is not None and (known.length, known.sha256) == (length, sha256):
+        return
+    target = os.path.join(stream, end_name(first))
+    line = encode_line(
+        {"length": length, "last": last, "sha256": sha256, "reason": "its writer died", "time": time.time_ns()}
+    )
+    try:
+        # One that is there is void (the writer went on after it) or damaged: only then is it replaced.
+        durable.write_file(target, line, exclusive=not os.path.exists(target))
+    except FileExistsError:
+        return
+
+
+def measure(path: str, first_seq: int) -> tuple[int, int, str]:
+    """(length, last seq, SHA-256) of a segment up to the end of its last valid line."""
+    length, last, position = 0, first_seq - 1, 0
+    digest, good = hashlib.sha256(), hashlib.sha256()
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_LINE + 1):
+            digest.update(line)
+            position += len(line)
+            if not line.endswith(b"\n") or not has_valid_crc(line[:-1]):
+                continue
+            length, good = position, digest.copy()
+            seq = decode_line(line[:-1]).get("seq")
+            if type(seq) is int and seq > last:
+                last = seq
+    return length, last, good.hexdigest()
+
+
+def last_lines(path: str, count: int = 2, window: int = 1 << 16) -> list[dict[str, Any]]:
+    """The last valid lines of a segment that lie in its last `window` bytes, at most `count`, decoded."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - window))
+        data = file.read()
+    found: list[dict[str, Any]] = []
+    for line in reversed(data[: data.rfind(b"\n")].split(b"\n") if b"\n" in data else []):
+        if len(found) == count:
+            break
+        try:
+            found.append(decode_line(line))
+        except FormatError:
+            continue
+    return found[::-1]
+
+
+def is_closed(segment: str) -> bool:
+    """True when the segment ends with a seal by which its writer closed the stream."""
+    try:
+        lines = last_lines(segment, 1)
+    except FileNotFoundError:
+        return False
+    return bool(lines) and type(lines[0].get("seal")) is int and lines[0].get("closed") is True
