@@ -118,20 +118,20 @@ def _plan(state: State, file: Append) -> _Plan:
 
 def _begin(file: Append, record: dict[str, Any]) -> _Plan:
     """A plan for a new file: the first one, or the next after the one that `record` names."""
-    first = record["number"] + 1
-    for number in range(first, first + MAX_NAMES):
-        name = file.name(number)
-        path = os.path.join(file.folder, name)
-        if not os.path.lexists(path):  # a file that is not in the state is not ours
-            break
-    else:
-        raise Transient(
-            f"{file.folder}: {MAX_NAMES} names in a row are taken, the last is {name}: move them away"
-        )
+    number, name = _free_name(file, record["number"] + 1)
     old = [*record["old"], record["name"]] if "name" in record else []
     fresh = {"name": name, "length": 0, "number": number, "old": old, "skip": record["skip"]}
     data, left = _encoded(file, 0, record["skip"])
+    path = os.path.join(file.folder, name)
     return _Plan(path=path, at=0, data=data, new=True, write=True, record=fresh, skip=left, moved=True)
+
+
+def _free_name(file: Append, first: int) -> tuple[int, str]:
+    for number in range(first, first + MAX_NAMES):
+        name = file.name(number)
+        if not os.path.lexists(os.path.join(file.folder, name)):  # what is not in the state is not ours
+            return number, name
+    raise Transient(f"{file.folder}: {MAX_NAMES} names from {file.name(first)} on are taken: move them away")
 
 
 def _encoded(file: Append, at: int, skip: int) -> tuple[bytes, int]:

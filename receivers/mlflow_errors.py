@@ -10,8 +10,14 @@ from collections.abc import Iterator
 from spoolagent.errors import Refused, SpoolError, Transient, Unreachable
 
 _REFUSED = frozenset(
-    """INVALID_PARAMETER_VALUE BAD_REQUEST RESOURCE_DOES_NOT_EXIST NOT_FOUND RESOURCE_ALREADY_EXISTS ALREADY_EXISTS
-    NOT_IMPLEMENTED MALFORMED_REQUEST INVALID_STATE_TRANSITION RESOURCE_LIMIT_EXCEEDED""".split()
+    [
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+        "NOT_IMPLEMENTED",
+        "MALFORMED_REQUEST",
+        "INVALID_STATE_TRANSITION",
+        "RESOURCE_LIMIT_EXCEEDED",
+    ]
 )
 _UNREACHABLE = frozenset({"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND"})
 # Anchored, so that no name or value that a site chose can pass for a status.
@@ -19,6 +25,14 @@ _NOT_JSON = re.compile(r"API request to endpoint \S+ failed with error code (\d{
 _RETRIED = re.compile(r"ResponseError\('too many (\d{3}) error responses'\)\)$")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _MAX_MESSAGE = 500
+
+
+class NotThere(Refused):
+    """The run or experiment that was asked for does not exist."""
+
+
+class AlreadyThere(Refused):
+    """What was to be created exists."""
 
 
 def translate(error: BaseException, doing: str) -> SpoolError:
@@ -36,6 +50,10 @@ def translate(error: BaseException, doing: str) -> SpoolError:
     code = str(getattr(error, "error_code", "INTERNAL_ERROR"))
     if code in _UNREACHABLE:
         return Unreachable(text)
+    if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
+        return NotThere(text)
+    if code in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+        return AlreadyThere(text)
     return Refused(text) if code in _REFUSED else Transient(text)
 
 
@@ -63,7 +81,9 @@ def _status(chain: list[BaseException]) -> int | None:
             return int(response.status_code)
     for link in chain:
         text = str(link)
-        found = _NOT_JSON.match(text) or (_RETRIED.search(text) if type(link).__name__ == "RetryError" else None)
+        found = _NOT_JSON.match(text) or (
+            _RETRIED.search(text) if type(link).__name__ == "RetryError" else None
+        )
         if found:
             return int(found[1])
     return None

@@ -10,14 +10,14 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from spoolagent.format.events import Event
 from spoolagent.format.values import from_json
-from spoolagent.receivers.mlflow_names import escape_key, escape_path
+from spoolagent.receivers.mlflow_names import escape_key
 
 _SPACE = uuid.UUID("5b4bd2a6-0f0e-5d0c-9f3f-0c8a7f1d6a11")
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}")
@@ -25,28 +25,32 @@ _SMALL_PIXELS = 256
 """Longer side of MLflow's preview images."""
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A blob that an event names is not there; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One artifact file: its original relative path, and what makes its content (bytes, or a file to copy)."""
+    """One artifact file: its relative path, and what makes its content (bytes, or a file to copy)."""
 
     path: str
     content: Callable[[], bytes] | str
+    is_escaped: bool = False
+    """True when the path is in MLflow's form already."""
 
 
 def blob_file(blobs: str, blob: dict[str, Any]) -> str:
-    """The path of a blob. Raises Missing when it is not there in its full size."""
+    """The path of a blob. Raises MissingError when it is not there in its full size."""
     digest = blob["sha256"]
     path = os.path.join(blobs, digest[:2], digest)
     try:
         size = os.path.getsize(path)
     except OSError:
-        raise Missing(f"blob {digest} is not in {blobs}: ship it, then retry") from None
+        raise MissingError(f"blob {digest} is not in {blobs}: ship it, then retry") from None
     if size != blob["size"]:
-        raise Missing(f"blob {digest} in {blobs} has {size} bytes, not {blob['size']}: ship it again, then retry")
+        raise MissingError(
+            f"blob {digest} in {blobs} has {size} bytes, not {blob['size']}: ship it again, then retry"
+        )
     return path
 
 
@@ -58,12 +62,11 @@ def named(kind: str, event: Event, writer: str, extension: str) -> str:
 
 
 def _folder(key: str) -> str:
-    parts = [part for part in key.split("/") if part not in ("", ".", "..")]
-    return escape_path("/".join(parts).replace("\\", "_ux005c_")) or "_"
+    return "/".join(part for part in key.split("/") if part not in ("", ".", "..")) or "_"
 
 
 def files_of(event: Event, writer: str, blobs: str) -> Iterator[File]:
-    """The files that a text, image, audio, video, artifact or model event becomes. Raises Missing."""
+    """The files that a text, image, audio, video, artifact or model event becomes. Raises MissingError."""
     if event.type in ("artifact", "model"):
         folder = event.data.get("path") or ""
         for file in event.data["files"]:
@@ -95,17 +98,24 @@ def _image(event: Event, writer: str, blobs: str) -> Iterator[File]:
     ident = uuid.uuid5(_SPACE, f"{writer}/{event.seq}")
     stem = f"images/{escape_key(data['key'])}+step+{event.step or 0}+timestamp+{milliseconds}+{ident}"
     if not _has_pillow():
-        yield _as_is(data, f"{stem}.{'png' if data['encoding'] == 'raw' else data['encoding']}", source)
+        extension = "png" if data["encoding"] == "raw" else data["encoding"]
+        yield replace(_as_is(data, f"{stem}.{extension}", source), is_escaped=True)
         return
-    yield _as_is(data, f"{stem}.png", source)
-    yield File(f"{stem}+compressed.webp", lambda: _convert(_encoded(data, source), "WEBP", small=True))
+    yield replace(_as_is(data, f"{stem}.png", source), is_escaped=True)
+    small = f"{stem}+compressed.webp"
+    yield File(small, lambda: _convert(_encoded(data, source), "WEBP", small=True), is_escaped=True)
 
 
 def _as_is(data: dict[str, Any], path: str, source: str) -> File:
     """The image under `path`: its own bytes when the extension fits them, else converted by Pillow."""
-    wanted = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP"}.get(
-        os.path.splitext(path)[1].lower()
-    )
+    wanted = {
+        ".png": "PNG",
+        ".jpg": "JPEG",
+        ".jpeg": "JPEG",
+        ".gif": "GIF",
+        ".bmp": "BMP",
+        ".webp": "WEBP",
+    }.get(os.path.splitext(path)[1].lower())
     encoding = "PNG" if data["encoding"] == "raw" else str(data["encoding"]).upper()
     if wanted in (None, encoding) or not _has_pillow():
         return File(path, source if data["encoding"] != "raw" else lambda: _encoded(data, source))
@@ -150,7 +160,7 @@ def _convert(content: bytes, wanted: str, *, small: bool = False) -> bytes:
 
 
 def table_of(event: Event, blobs: str) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table event. Raises Missing, or ValueError when its blob holds no table."""
+    """Columns and rows of a table event. Raises MissingError, or ValueError when its blob holds no table."""
     data = event.data
     if data.get("blob") is None:
         return data["columns"], data["data"]

@@ -1,6 +1,6 @@
-"""Names that MLflow refuses, escaped so that they can be read back.
+r"""Names that MLflow refuses, escaped so that they can be read back.
 
-MLflow takes `[/\\w.\\- :]` in names of metrics, params and tags, at most 250 characters, and only names that equal
+MLflow takes `[/\w.\- :]` in names of metrics, params and tags, at most 250 characters, and only names that equal
 their own normpath. What it refuses becomes `_ux<4 to 6 hex digits>_`: `mAP@0.5` is `mAP_ux0040_0.5`. A literal
 `_ux` followed by four hex digits has its underscore escaped too, so `unescape` gives back every name; only what
 is too long is cut and gets a hash, and then the tag beside it is the only place that holds the whole name.
@@ -52,7 +52,9 @@ def escape_path(path: str) -> str:
 @lru_cache(maxsize=4096)
 def escape_key(key: str) -> str:
     """A key as MLflow's `log_image` writes it into a file name: `/` becomes `~`, and what it refuses is marked."""
-    plain = "".join(c if _KEY_CHARS.match(c) and not _MARK.match(key, i) else _mark(c) for i, c in enumerate(key))
+    plain = "".join(
+        c if _KEY_CHARS.match(c) and not _MARK.match(key, i) else _mark(c) for i, c in enumerate(key)
+    )
     return _short(plain.replace("/", "~") or "_", _PART_BYTES - 60)
 
 
@@ -70,7 +72,7 @@ def _refused(name: str, i: int) -> bool:
         return i in (0, len(name) - 1) or name[i - 1] == "/"
     if char == ".":
         start, end = name.rfind("/", 0, i) + 1, name.find("/", i)
-        return name[start : None if end < 0 else end] in (".", "..") or name.startswith("..") and i == 0
+        return name[start : None if end < 0 else end] in (".", "..") or (name.startswith("..") and i == 0)
     return _NAME_CHARS.match(char) is None
 
 
@@ -88,8 +90,11 @@ def _hash(name: str) -> str:
 
 def _part(part: str, *, first: bool) -> str:
     drive = first and len(part) > 1 and part[1] == ":"  # MLflow takes `c:x` for an absolute Windows path
+    ends = (0, len(part) - 1)  # servers strip spaces there
     out = "".join(
-        _mark(c) if _FILE_REFUSED.match(c) or _MARK.match(part, i) or (drive and i == 1) else c
+        _mark(c)
+        if _FILE_REFUSED.match(c) or _MARK.match(part, i) or (drive and i == 1) or (i in ends and c.isspace())
+        else c
         for i, c in enumerate(part)
     )
     return _short(out, _PART_BYTES)
@@ -109,7 +114,13 @@ def _short(part: str, limit_bytes: int) -> str:
 def clean_path(path: str) -> str:
     """`path` as a normal relative path. Raises ValueError when it leaves the run's artifacts, or names none."""
     normal = posixpath.normpath(path)
-    if not path or normal == "." or normal.startswith("/") or normal.split("/")[0] == ".." or path.endswith("/"):
+    if (
+        not path
+        or normal == "."
+        or normal.startswith("/")
+        or normal.split("/")[0] == ".."
+        or path.endswith("/")
+    ):
         raise ValueError(f"{path!r} is not the path of a file inside the run's artifacts")
     if len(normal.encode()) > _MAX_PATH_BYTES:
         raise ValueError(f"the path {path[:80]!r}... is longer than {_MAX_PATH_BYTES} bytes")

@@ -5,16 +5,15 @@ last by (time, writer, seq) wins. What was decided is kept in the receiver's sta
 server took it (`Plan.commit`), so that a plan can be thrown away and made again.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from spoolagent.contract import Batch, Outcome, State
 from spoolagent.format.events import Event
 from spoolagent.format.values import from_json, number
-from spoolagent.receivers.mlflow_media import File, Missing, files_of, join_tables, named, table_of
+from spoolagent.receivers.mlflow_media import File, MissingError, files_of, join_tables, named, table_of
 from spoolagent.receivers.mlflow_names import clean_path, escape, escape_path
 
 MAX_PARAM = 6000
@@ -118,13 +117,13 @@ def make_plan(batch: Batch, state: State) -> Plan:
             continue
         try:
             handle(event)
-        except (ValueError, Missing) as error:
+        except (ValueError, MissingError) as error:
             plan.die(event.seq, str(error))
     return plan
 
 
 class _Planner:
-    """One method per event type; each raises ValueError or Missing for an event that MLflow cannot take."""
+    """One method per event type; each raises ValueError or MissingError for an event that MLflow cannot take."""
 
     def __init__(self, plan: Plan, writer: str, blobs: str) -> None:
         self.plan = plan
@@ -141,7 +140,7 @@ class _Planner:
             "summary": self.summary,
             "table": self.table,
             "gap": self.gap,
-            "run_end": lambda event: None,
+            "run_end": lambda _event: None,
             **dict.fromkeys(("text", "image", "audio", "video", "artifact", "model"), self.files),
         }
 
@@ -259,28 +258,32 @@ class _Planner:
             self.upload(event, file)
         if event.type == "image" and not event.data.get("path"):
             self.plan.tags["mlflow.loggedImages"] = "True"
+            if event.data["key"]:
+                self.plan.name(event.data["key"])  # for its tag
 
-    def upload(self, event: Event, file: File) -> str | None:
+    def upload(self, event: Event, file: File, *, always: bool = False) -> str | None:
         """Plans the upload unless a later event wrote the path already. Returns the path as MLflow takes it."""
         plan, path = self.plan, clean_path(file.path)
-        escaped = escape_path(path)
-        self.check_place(escaped)
-        if not plan.wins("file", escaped, self.order(event)):
+        escaped = path if file.is_escaped else escape_path(path)
+        self.take_place(escaped)
+        if not plan.wins("file", escaped, self.order(event)) and not always:
             return None
-        if escaped != path and not plan.get("name", escaped):
-            plan.put("name", escaped, 1)
-            plan.tags[escape(f"spoolagent.file.{escaped}")] = cut(path, MAX_TAG)
+        if escaped != path and not plan.get("named", escaped):
+            plan.put("named", escaped, 1)
+            plan.tags[escape(f"spoolagent.file.{path}")] = cut(path, MAX_TAG)
         plan.uploads[escaped] = Upload(seq=event.seq, path=escaped, file=file)
         return escaped
 
-    def check_place(self, path: str) -> None:
+    def take_place(self, path: str) -> None:
         """Raises ValueError where a file would have to be a folder at once: servers fail at that for ever."""
         parts = path.split("/")
         for count in range(1, len(parts)):
             above = "/".join(parts[:count])
             if self.plan.get("file", above):
                 raise ValueError(f"{above!r} is a file of the run, so {path!r} cannot lie in it")
-        if next(self.plan.scan("file", f"{path}/"), None) is not None:
+            if not self.plan.get("folder", above):
+                self.plan.put("folder", above, 1)
+        if self.plan.get("folder", path):
             raise ValueError(f"{path!r} is a folder of the run's files and cannot become a file")
 
     def table(self, event: Event) -> None:
@@ -291,7 +294,7 @@ class _Planner:
             path = named("table", event, self.writer, "json")
         else:
             content = self.grown(event, path)
-        placed = self.upload(event, File(path, lambda: content))
+        placed = self.upload(event, File(path, lambda: content), always=True)
         if placed is not None:
             self.list_table(placed)
 
@@ -309,7 +312,7 @@ class _Planner:
         if path not in listed:
             listed = [*listed, path]
             self.plan.put("tables", "", listed)
-            value = orjson.dumps([{"path": item, "type": "table"} for item in listed]).decode()
+            value = json.dumps([{"path": item, "type": "table"} for item in listed])
             if len(value) <= MAX_TAG:  # a cut list would not be JSON; the files are there all the same
                 self.plan.tags["mlflow.loggedArtifacts"] = value
 

@@ -16,6 +16,8 @@ _U32 = struct.Struct("<I").pack
 _U64 = struct.Struct("<Q").pack
 _U64_AT = struct.Struct("<Q").unpack_from
 
+NS = 1_000_000_000
+"""An integer: dividing nanoseconds by it rounds once; by 1e9, twice."""
 FRAME_BYTES = 16
 """What a record adds to its data: length, CRC of the length, CRC of the data."""
 _INFINITY, _MINUS_INFINITY = _FLOAT(float("inf")), _FLOAT(float("-inf"))
@@ -154,10 +156,10 @@ def scalar(wall_ns: int, step: int | None, tag: str, number: float) -> bytes:
     except OverflowError:
         last = float32(number)
     if not step:
-        data = b"\x09%b%b%b" % (_DOUBLE(wall_ns / 1e9), _scalar_head(tag), last)
+        data = b"\x09%b%b%b" % (_DOUBLE(wall_ns / NS), _scalar_head(tag), last)
     else:
         data = b"\x09%b\x10%b%b%b" % (
-            _DOUBLE(wall_ns / 1e9),
+            _DOUBLE(wall_ns / NS),
             _SMALL[step] if 0 < step < 16384 else varint(step),
             _scalar_head(tag),
             last,

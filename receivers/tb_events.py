@@ -61,7 +61,7 @@ def text_record(wall_ns: int, step: int | None, tag: str, text: bytes) -> bytes:
     )
     metadata = _plugin("text", b"")
     summary = tb.value(f"{tag}/text_summary", tb.field_bytes(8, tensor), tb.field_bytes(9, metadata))
-    return tb.summary_event(wall_ns / 1e9, step, summary)
+    return tb.summary_event(wall_ns / tb.NS, step, summary)
 
 
 def read_blob(blobs: str, reference: dict[str, Any]) -> bytes:
@@ -106,7 +106,7 @@ def _image(event: Event, blobs: str) -> Records:
     )
     tag = f"{data['key']}/{data.get('index') or 0}" if (data.get("count") or 1) > 1 else data["key"]
     return subrun(event), tb.summary_event(
-        event.wall_ns / 1e9, event.step, tb.value(tag, tb.field_bytes(4, image))
+        event.wall_ns / tb.NS, event.step, tb.value(tag, tb.field_bytes(4, image))
     )
 
 
@@ -122,7 +122,7 @@ def _histogram(event: Event, _blobs: str) -> Records:
         tb.field_doubles(7, map(number, data["counts"])),
     ]
     summary = tb.value(data["key"], tb.field_bytes(5, b"".join(parts)))
-    return subrun(event), tb.summary_event(event.wall_ns / 1e9, event.step, summary)
+    return subrun(event), tb.summary_event(event.wall_ns / tb.NS, event.step, summary)
 
 
 _HISTOGRAM = ("min", "max", "num", "sum", "sum_squares")
@@ -146,7 +146,7 @@ def _audio(event: Event, blobs: str) -> Records:
         + tb.field_text(5, f"audio/{data['encoding']}")
     )
     summary = tb.value(data["key"], tb.field_bytes(6, audio))
-    return subrun(event), tb.summary_event(event.wall_ns / 1e9, event.step, summary)
+    return subrun(event), tb.summary_event(event.wall_ns / tb.NS, event.step, summary)
 
 
 def _tb_summary(event: Event, blobs: str) -> Records:
@@ -156,7 +156,7 @@ def _tb_summary(event: Event, blobs: str) -> Records:
     else:
         summary = base64.b64decode(data["base64"], validate=True)
     _check_summary(summary)
-    return subrun(event), tb.summary_event(event.wall_ns / 1e9, event.step, summary)
+    return subrun(event), tb.summary_event(event.wall_ns / tb.NS, event.step, summary)
 
 
 def _check_summary(summary: bytes) -> None:
@@ -171,16 +171,16 @@ def _check_summary(summary: bytes) -> None:
 
 
 def _rewind(event: Event, _blobs: str) -> Records:
-    wall_s, step = event.wall_ns / 1e9, event.data["step"]
+    wall_s, step = event.wall_ns / tb.NS, event.data["step"]
     return subrun(event), tb.file_version(wall_s, step) + tb.session_start(wall_s, step)
 
 
 def _hparams(event: Event, _blobs: str) -> Records:
     data = event.data
     wall_ns, step = event.wall_ns, event.step
-    name = data.get("run_name") or str(wall_ns / 1e9)
+    name = data.get("run_name") or str(wall_ns / tb.NS)
     outer = subrun(event)
-    made = [tb.summary_event(wall_ns / 1e9, step, summary) for summary in _hparams_summaries(data)]
+    made = [tb.summary_event(wall_ns / tb.NS, step, summary) for summary in _hparams_summaries(data)]
     made += [tb.scalar(wall_ns, step, key, number(value)) for key, value in data["metrics"].items()]
     return f"{outer}/{name}" if outer else name, b"".join(made)
 

@@ -139,7 +139,7 @@ class TensorBoardReceiver:
             folder=os.path.join(self._root, folder),
             name=_namer(self._state, folder, wall_ns, f"{place.host}.{writer}.{seq}"),
             encode=lambda _offset: data,
-            head=tb_encode.file_version(wall_ns / 1e9),
+            head=tb_encode.file_version(wall_ns / tb_encode.NS),
             whole=tb_encode.whole_records,
         )
 

@@ -10,6 +10,8 @@ from spoolagent.errors import UsageError
 from spoolagent.receivers.wandb_rows import Closed
 from spoolagent.receivers.wandb_summary import Definition
 
+NS = 1_000_000_000
+"""Nanoseconds in a second. An int by an int divides correctly rounded; 1e9 would lose up to 256 ns."""
 MIN_CONSUMER = "0.70.0"
 """The oldest reader of logs that W&B's own SDK asks for."""
 
@@ -103,8 +105,8 @@ class Records:
         history = record.history
         for name, text in row.values.items():
             _nest(history.item, [name], text)
-        history.item.add(nested_key=["_timestamp"], value_json=repr(row.at_ns / 1e9))
-        history.item.add(nested_key=["_runtime"], value_json=repr((row.at_ns - start_ns) / 1e9))
+        history.item.add(nested_key=["_timestamp"], value_json=repr(row.at_ns / NS))
+        history.item.add(nested_key=["_runtime"], value_json=repr((row.at_ns - start_ns) / NS))
         history.item.add(nested_key=["_step"], value_json=str(row.step))
         history.step.num = row.step
         self._keep(record)
@@ -192,4 +194,4 @@ def _nest(items: Any, path: list[str], text: str) -> None:
 
 def json_text(value: Any) -> str:
     """Compact JSON as W&B writes it, with NaN and Infinity."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)

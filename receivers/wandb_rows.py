@@ -101,7 +101,10 @@ class Rows:
             return point.step is None or point.step == current
         if point.step is None or point.step != row.step:
             return False
-        return not any(name in row.values and not _continues(row.values[name], text) for name, text in point.values.items())
+        return not any(
+            name in row.values and not _continues(row.values[name], text)
+            for name, text in point.values.items()
+        )
 
     def close(self, writer: str) -> Iterator[Closed]:
         """Closes the stream's open row, if it has one."""
@@ -135,11 +138,26 @@ def _continues(held: str, text: str) -> bool:
 
 
 def _joined(held: str | None, text: str) -> str:
-    if held is None or not _continues(held, text):
+    """The text for a name that the row may already have: lists of images and nested values are put together."""
+    if held is None or not (held.startswith("{") and text.startswith("{")):
         return text
     before, after = json.loads(held), json.loads(text)
-    for name in ("filenames", "captions"):
-        if name in before or name in after:
-            before[name] = before.get(name, []) + after.get(name, [])
-    before["count"] = len(before["filenames"])
-    return json.dumps(before, separators=(",", ":"))
+    if _continues(held, text):
+        for name in ("filenames", "captions"):
+            if name in before or name in after:
+                before[name] = before.get(name, []) + after.get(name, [])
+        before["count"] = len(before["filenames"])
+    elif "_type" in before or "_type" in after:
+        return text
+    else:
+        _merge(before, after)
+    return json.dumps(before, separators=(",", ":"), ensure_ascii=False)
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        held = into.get(name)
+        if isinstance(held, dict) and isinstance(value, dict):
+            _merge(held, value)
+        else:
+            into[name] = value

@@ -50,7 +50,7 @@ class _Total:
     """What `min`, `max`, `mean` and `first` need of the values so far. NaN counts for none of them."""
 
     count: int = 0
-    total: float = 0.0
+    mean: float = 0.0
     low: float = 0.0
     high: float = 0.0
     first: float = 0.0
@@ -59,7 +59,7 @@ class _Total:
         if self.count == 0:
             self.low = self.high = self.first = value
         self.count += 1
-        self.total += value
+        self.mean += value / self.count - self.mean / self.count  # a sum could overflow
         self.low, self.high = min(self.low, value), max(self.high, value)
 
 
@@ -98,7 +98,8 @@ class Summary:
         saved = saved or {}
         self.latest = Latest.load(saved.get("latest", {}))
         self.definitions: dict[str, Definition] = {
-            data["name"]: Definition(**{**data, "kinds": tuple(data["kinds"])}) for data in saved.get("defined", [])
+            data["name"]: Definition(**{**data, "kinds": tuple(data["kinds"])})
+            for data in saved.get("defined", [])
         }
         self._totals = {name: _Total(**data) for name, data in saved.get("totals", {}).items()}
         self._axes: dict[str, str] = dict(saved.get("axes", {}))
@@ -126,7 +127,9 @@ class Summary:
         own = self.definitions.get(name)
         if own is not None or not self.definitions:
             return own
-        globs = [d for d in self.definitions.values() if d.name.endswith("*") and name.startswith(d.name[:-1])]
+        globs = [
+            d for d in self.definitions.values() if d.name.endswith("*") and name.startswith(d.name[:-1])
+        ]
         return max(globs, key=lambda made: len(made.name), default=None)
 
     def complete(self, values: dict[str, str]) -> None:
@@ -175,7 +178,7 @@ class Summary:
         made = {
             "min": total.low,
             "max": total.high,
-            "mean": total.total / total.count if total.count else 0.0,
+            "mean": total.mean,
             "best": best,
             "first": total.first,
             "last": value,

@@ -76,7 +76,10 @@ class State(Protocol):
         """Keys that begin with `prefix`, with their values."""
 
     def checkpoint(self) -> None:
-        """Commits what was put so far now, without moving the cursor (the id of a run just created)."""
+        """Commits what was put so far now, without moving the cursor (the id of a run just created).
+
+        Before anything is put that only holds once the batch is delivered.
+        """
 
 
 class Receiver(Protocol):

@@ -55,3 +55,47 @@ class ShipSettings:
     agent: AgentSettings
     target: str
     once: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which part of a spool a `replay` delivers. Empty or None: all of it.
+
+    `run_start` events are always taken: without them a tracker would not know what the run is.
+    """
+
+    sites: tuple[str, ...] = ()
+    """Names of sites, or patterns with `*` and `?`."""
+    runs: tuple[str, ...] = ()
+    """Run ids, or patterns."""
+    since_ns: int | None = None
+    """The first time (the one that a tracker shows) that is taken."""
+    until_ns: int | None = None
+    """The first time that is no longer taken."""
+    types: frozenset[str] = frozenset()
+    steps: tuple[int | None, int | None] | None = None
+    """First and last step that are taken, None for open. Events without a step are taken."""
+
+    def takes_run(self, site: str, run: str) -> bool:
+        """True when streams of this run are looked at."""
+        return _matches(site, self.sites) and _matches(run, self.runs)
+
+    def takes_event(self, event: Event) -> bool:
+        """True when the event is delivered. A malformed one is taken, to become a dead letter."""
+        if event.type == "run_start":
+            return True
+        if self.types and event.type not in self.types:
+            return False
+        return _within(
+            event.wall_ns, self.since_ns, None if self.until_ns is None else self.until_ns - 1
+        ) and (self.steps is None or _within(event.step, *self.steps))
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _within(value: object, low: int | None, high: int | None) -> bool:
+    if type(value) is not int:
+        return True
+    return (low is None or value >= low) and (high is None or value <= high)

@@ -111,7 +111,9 @@ def runs_in(client, experiment):
     from mlflow.entities import ViewType
 
     found = client.get_experiment_by_name(experiment)
-    return [] if found is None else list(client.search_runs([found.experiment_id], run_view_type=ViewType.ALL))
+    return (
+        [] if found is None else list(client.search_runs([found.experiment_id], run_view_type=ViewType.ALL))
+    )
 
 
 def history(client, run_id, key):

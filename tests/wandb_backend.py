@@ -87,11 +87,21 @@ class Backend:
 
     def on_Viewer(self, variables):
         del variables
-        return {"viewer": {"id": "VQ==", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
+        return {
+            "viewer": {
+                "id": "VQ==",
+                "entity": ENTITY,
+                "username": ENTITY,
+                "flags": "{}",
+                "teams": {"edges": []},
+            }
+        }
 
     def on_ServerInfo(self, variables):
         del variables
-        return {"serverInfo": {"cliVersionInfo": {"max_cli_version": "0.99.0"}, "latestLocalVersionInfo": None}}
+        return {
+            "serverInfo": {"cliVersionInfo": {"max_cli_version": "0.99.0"}, "latestLocalVersionInfo": None}
+        }
 
     def on_ServerFeaturesQuery(self, variables):
         del variables
@@ -143,7 +153,8 @@ class Backend:
                 "runID": run.name,
                 "uploadHeaders": [],
                 "files": [
-                    {"name": name, "uploadUrl": f"{self.url}/upload/{run.name}/{name}"} for name in variables["files"]
+                    {"name": name, "uploadUrl": f"{self.url}/upload/{run.name}/{name}"}
+                    for name in variables["files"]
                 ],
             }
         }

@@ -57,3 +57,66 @@ def read_records(path: Path | str) -> list[Any]:
         record.ParseFromString(data)
         made.append(record)
     return made
+
+
+def rows_of(records: list[Any]) -> list[dict[str, Any]]:
+    """History rows as nested dictionaries."""
+    return [_tree(record.history.item) for record in records if record.WhichOneof("record_type") == "history"]
+
+
+def summary_of(records: list[Any]) -> dict[str, Any]:
+    """What the summary records add up to."""
+    made: dict[str, Any] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.remove:
+                made.pop(item.key or item.nested_key[0], None)
+            _tree(record.summary.update, made)
+    return made
+
+
+def config_of(records: list[Any]) -> dict[str, Any]:
+    """What the run record and the config records add up to."""
+    made: dict[str, Any] = {}
+    for record in records:
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            config = record.run.config if kind == "run" else record.config
+            for item in config.remove:
+                made.pop(item.key)
+            made |= {item.key: json.loads(item.value_json) for item in config.update}
+    return made
+
+
+def kinds_of(records: list[Any]) -> list[str]:
+    """The type of each record."""
+    return [record.WhichOneof("record_type") for record in records]
+
+
+def one_of(records: list[Any], kind: str) -> Any:
+    """The only record of a type."""
+    (found,) = [record for record in records if record.WhichOneof("record_type") == kind]
+    return getattr(found, kind)
+
+
+def _tree(items: Any, made: dict[str, Any] | None = None) -> dict[str, Any]:
+    made = {} if made is None else made
+    for item in items:
+        path = list(item.nested_key) or [item.key]
+        place = made
+        for name in path[:-1]:
+            held = place.get(name)
+            place = place.setdefault(name, {}) if isinstance(held, dict) or held is None else place
+            if not isinstance(held, dict) and held is not None:
+                raise AssertionError(f"{path} lies inside a value")
+        place[path[-1]] = json.loads(item.value_json)
+    return made
+
+
+def comparable(value: Any) -> Any:
+    """`value` with NaN as a text, so that it equals itself; numbers as they are."""
+    if isinstance(value, float) and value != value:  # noqa: PLR0124 - NaN test
+        return "NaN"
+    if isinstance(value, dict):
+        return {name: comparable(item) for name, item in value.items()}
+    return [comparable(item) for item in value] if isinstance(value, list) else value

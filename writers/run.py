@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from spoolagent.format import attempts, blobs
 from spoolagent.format.lines import MAX_LINE
+from spoolagent.format.live import host_name
 from spoolagent.format.names import check_name, new_run_id
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.format.values import clean_text, metric_value, to_json
@@ -70,12 +71,12 @@ def _attempt_of(place: process.Place, run: str, launch: str | None) -> int:
     if given.isascii() and given.isdigit() and int(given) > 0:
         return int(given)
     known = _attempts.get((place.spool, place.site, run))
-    if known is None:
-        try:
-            known = attempts.next_attempt(place.spool, place.site, run, launch)
-        except OSError:
-            known = 1  # an unreadable spool is the stream writer's to complain about
-    return known
+    if known is not None:
+        return known + 1  # this process ended the run, and now begins it again
+    try:
+        return attempts.next_attempt(place.spool, place.site, run, launch)
+    except OSError:
+        return 1  # an unreadable spool is the stream writer's to complain about
 
 
 class Run:
@@ -125,7 +126,7 @@ class Run:
             "notes": notes,
             "tags": None if tags is None else {str(k): str(v) for k, v in tags.items()},
             "labels": None if labels is None else [str(label) for label in labels],
-            "host": process.host_name(),
+            "host": host_name(),
             "rank": process.rank_from(os.environ),
             "parent": parent,
             **(extra or {}),
@@ -139,13 +140,13 @@ class Run:
         for key, value in config_json.items():  # a huge one, a key at a time
             self.event("param", {"params": {key: value}, "overwrite": True})
 
-    def _join(self) -> _Shared:
+    def _join(self, attempt: int | None = None) -> _Shared:
         key = (self.spool, self.site, self.id)
         with _guard:
             _hook_exit()
             shared = _open.get(key)
             if shared is None:
-                shared = _open[key] = _Shared(self._place, self.id, self._start, None)
+                shared = _open[key] = _Shared(self._place, self.id, self._start, attempt)
                 _attempts[key] = shared.stream.attempt
                 shared.handles = 1
                 shared.stream.open()
@@ -311,7 +312,7 @@ class Run:
     def reopen(self) -> None:
         """After `finish`: goes on with the same run and attempt, in a new stream."""
         if self.finished:
-            self._shared = self._join()
+            self._shared = self._join(self._shared.stream.attempt)
 
     def __enter__(self) -> Self:
         return self

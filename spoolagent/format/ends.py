@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError
 from spoolagent.format import durable, live
-from spoolagent.format.layout import PRUNED_FILE, end_name, list_segments, segment_name
+from spoolagent.format.layout import LIVE_FILE, PRUNED_FILE, end_name, list_segments, segment_name
 from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
 
 STALE_AFTER_S = 60.0
@@ -84,7 +84,7 @@ class DeathWatch:
         owner, raw = live.read_owner(stream)
         if owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id()):
             return not live.is_locked(stream)
-        if owner is None and not raw and not os.path.exists(os.path.join(stream, live.LIVE_FILE)):
+        if owner is None and not raw and not os.path.exists(os.path.join(stream, LIVE_FILE)):
             return True
         known = self._seen.get(stream)
         now = self._clock()

@@ -1,0 +1,266 @@
+"""`wandb:offline:DIR`: one `.wandb` log per run, as the SDK writes it offline, for `wandb sync DIR/...`.
+
+    DIR/offline-run-<YYYYMMDD_HHMMSS>-<run id>/run-<run id>.wandb
+                                               files/...
+
+Nothing that follows an exit record is read by `wandb sync`, and a log beside which a `.synced` file lies is not
+read again. What comes after either goes to a further directory of the same run (its *part*), which holds only what
+is new and asks W&B to continue the run.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from spoolagent.contract import Batch, Options, Outcome, RunEnd, State, Stream
+from spoolagent.errors import Transient
+from spoolagent.format.durable import make_dirs
+from spoolagent.format.events import Event
+from spoolagent.receivers.appendfile import Append, append
+from spoolagent.receivers.options import check_options
+from spoolagent.receivers.wandb_events import Session
+from spoolagent.receivers.wandb_log import encode_log
+from spoolagent.receivers.wandb_media import write_files
+from spoolagent.receivers.wandb_names import folder_name
+from spoolagent.receivers.wandb_records import NS, Records, RunInfo, proto
+from spoolagent.receivers.wandb_rows import Rows
+from spoolagent.receivers.wandb_start import OPTIONS, Templates, run_info, saved_info
+from spoolagent.receivers.wandb_summary import Latest, Summary
+
+
+class WandbOffline:
+    """The receiver. Options: see `wandb_start.OPTIONS`."""
+
+    def __init__(self, folder: str, options: Options) -> None:
+        check_options("wandb", options, OPTIONS)
+        self.folder = os.path.realpath(os.path.expanduser(folder))
+        self.identity = f"wandb:offline:{self.folder}"
+        self._templates = Templates(options)
+        self._state: State | None = None
+
+    def open(self, state: State) -> None:
+        """Makes the directory. Raises UsageError without wandb, Transient when the directory cannot be made."""
+        proto()
+        try:
+            make_dirs(self.folder)
+        except OSError as error:
+            raise Transient(f"{self.folder}: {error.strerror or error}") from error
+        self._state = state
+
+    def deliver(self, batch: Batch) -> Outcome:
+        """Appends the batch's records, fsynced."""
+        run = self._run(batch.stream)
+        run.finish_end()
+        outcome = Outcome()
+        if not run.load(batch.stream, batch.events[0] if batch.events else None):
+            reason = f"W&B run id {run.wandb_id!r} belongs to another site's run: set run_id to a template with {{site}}"
+            outcome.dead = {event.seq: reason for event in batch.events}
+            return outcome
+        for event in batch.events:
+            self._apply(run.session, event, batch, outcome)
+        run.session.flush_summary(whole=run.begins_log)
+        run.write()
+        return outcome
+
+    @staticmethod
+    def _apply(session: Session, event: Event, batch: Batch, outcome: Outcome) -> None:
+        try:
+            shown = session.apply(event, batch.stream.key.writer, batch.blobs)
+        except ValueError as error:  # Unusable, or a value that is not what the format says
+            outcome.dead[event.seq] = str(error)
+            return
+        if not shown:
+            outcome.skipped[event.type] = outcome.skipped.get(event.type, 0) + 1
+
+    def set_status(self, end: RunEnd) -> None:
+        """Ends the run's log, unless it says so already. A run that goes on is simply not ended."""
+        run = _Run(self.folder, self._templates, self._open_state(), end.site, end.run)
+        if end.status != "running" and run.known():
+            run.finish_end()
+            run.begin_end(end)
+            run.finish_end()
+
+    def close(self) -> None:
+        """Nothing to release."""
+        self._state = None
+
+    def folders(self) -> Iterator[tuple[str, list[str]]]:
+        """Each W&B run id with the directories that hold it, oldest first."""
+        for key, meta in self._open_state().scan("run/"):
+            yield (
+                meta["info"]["wandb_id"],
+                [os.path.join(self.folder, name) for name in _directories(self._open_state(), key)],
+            )
+
+    def _open_state(self) -> State:
+        if self._state is None:
+            raise RuntimeError("the receiver is not open")
+        return self._state
+
+    def _run(self, stream: Stream) -> "_Run":
+        return _Run(self.folder, self._templates, self._open_state(), stream.key.site, stream.key.run)
+
+
+def _directories(state: State, key: str) -> Iterator[str]:
+    name = key.removeprefix("run/")
+    parts = state.get(f"part/{name}") or {"number": 0}
+    for number in range(1, parts["number"] + 1):
+        record = state.get(f"file/{name}/{number}")
+        for path in [*record.get("old", []), record["name"]] if record else []:
+            yield os.path.dirname(path)
+
+
+class _Run:
+    """One run's records in the state, for the time of one call.
+
+    `run/<site>/<run>` holds its facts and open rows, `config/`, `tags/` and `summary/` what they say, `part/` which
+    log is the current one, `file/.../<part>` that log's committed length.
+    """
+
+    session: Session
+    begins_log: bool
+    """What is written now begins a new log."""
+    _part: dict[str, Any]
+
+    def __init__(self, root: str, templates: Templates, state: State, site: str, run: str) -> None:
+        self._root, self._templates, self._state = root, templates, state
+        self._name = f"{site}/{run}"
+        self.wandb_id = templates.wandb_id(site, run)
+        self._meta: dict[str, Any] = state.get(f"run/{self._name}") or {}
+
+    def known(self) -> bool:
+        """True when something of the run was delivered."""
+        return bool(self._meta)
+
+    def load(self, stream: Stream, first: Event | None) -> bool:
+        """Makes `session` from the state, or for a new run from its first event. False when its id is taken."""
+        if not self._meta:
+            owner = self._state.get(f"id/{self.wandb_id}")
+            if owner is not None and owner != self._name:
+                return False
+            self._state.put(f"id/{self.wandb_id}", self._name)
+            info = run_info(self._templates, stream, first)
+            self._meta = {
+                "info": asdict(info),
+                "rows": {},
+                "number": 2,
+                "ended": 0,
+                "end": None,
+                "status": None,
+            }
+        self._load()
+        return True
+
+    def _load(self) -> None:
+        state, name, meta = self._state, self._name, self._meta
+        info = saved_info(meta["info"])
+        self._part = self._current(state.get(f"part/{name}"), info)
+        held = state.get(self._file_key())
+        # also after a crash that left the log's name in the state, and of its bytes none or some
+        self.begins_log = held is None or held["length"] == 0
+        self.session = Session(
+            info=info,
+            rows=Rows(meta["rows"]),
+            config=Latest.load(state.get(f"config/{name}") or {}),
+            tags=Latest.load(state.get(f"tags/{name}") or {}),
+            summary=Summary(state.get(f"summary/{name}")),
+            records=Records(info.wandb_id, meta["number"]),
+            fresh=self.begins_log and self._part["number"] == 1,
+            folder=os.path.join(self._folder(), "files"),
+        )
+
+    def begin_end(self, end: RunEnd) -> None:
+        """Commits the intent to end the run, so that a crash in between ends it in the same bytes."""
+        part = self._state.get(f"part/{self._name}") or {"number": 0}
+        said = [end.status, end.exit_code]
+        if self._meta["ended"] == part["number"] and self._meta["status"] == said:
+            return
+        self._meta["end"] = asdict(end)
+        self._state.put(f"run/{self._name}", self._meta)
+        self._state.checkpoint()
+
+    def finish_end(self) -> None:
+        """Writes the end that was begun, if there is one."""
+        if not self._meta or self._meta["end"] is None:
+            return
+        end = RunEnd(**self._meta["end"])
+        self._load()
+        self.session.end(end, whole=self.begins_log)
+        self._meta |= {"end": None, "status": [end.status, end.exit_code]}
+        self.write(ends=True)
+
+    def write(self, *, ends: bool = False) -> None:
+        """Appends what the session made, and puts the run's new state."""
+        session, name = self.session, self._name
+        if session.records.made or session.fresh:
+            self._append()
+        if ends:
+            self._meta["ended"] = self._part["number"]
+        self._meta |= {"rows": session.rows.save(), "number": session.records.number}
+        self._state.put(f"run/{name}", self._meta)
+        self._state.put(f"config/{name}", session.config.save())
+        self._state.put(f"tags/{name}", session.tags.save())
+        self._state.put(f"summary/{name}", session.summary.save())
+
+    def _append(self) -> None:
+        session, part, key = self.session, self._part, self._file_key()
+        self._state.put(f"part/{self._name}", part)
+        made = list(session.records.made)
+        before = self._state.get(key)
+        planned = self._folder()
+        write_files(os.path.join(planned, "files"), session.files)
+        file = Append(
+            key=key,
+            folder=self._root,
+            name=lambda number: self._log_name(part, number),
+            encode=lambda offset: encode_log(offset, made),
+            head=self._head(resume=part["number"] > 1 or bool(before and before["length"])),
+        )
+        append(self._state, file)
+        if (actual := self._folder()) != planned:  # the log was not as it should be, and another was begun
+            write_files(os.path.join(actual, "files"), session.files)
+
+    def _file_key(self) -> str:
+        return f"file/{self._name}/{self._part['number']}"
+
+    def _current(self, part: dict[str, Any] | None, info: RunInfo) -> dict[str, Any]:
+        """The log to append to: the one of before while it is there, neither ended nor synced; else the next."""
+        if part is None:
+            return {"number": 1, "start_ns": info.start_ns}
+        record = self._state.get(f"file/{self._name}/{part['number']}")
+        if self._meta["ended"] != part["number"] and (record is None or not self._gone(record)):
+            return part
+        number = record["number"] if record else 1
+        return {"number": part["number"] + 1, "start_ns": part["start_ns"] + number * NS}
+
+    def _gone(self, record: dict[str, Any]) -> bool:
+        """True when nothing may be added to the log: it was removed or cut, or W&B has read it to its end."""
+        path = os.path.join(self._root, record["name"])
+        try:
+            size = os.path.getsize(path)
+        except FileNotFoundError:
+            return record["length"] > 0
+        # bytes beyond the committed length are a batch that a crash interrupted: it is completed first
+        return size < record["length"] or (size == record["length"] > 0 and os.path.exists(path + ".synced"))
+
+    def _head(self, *, resume: bool) -> bytes:
+        """What a log of the run begins with."""
+        records = Records(self.session.info.wandb_id)
+        records.header()
+        start_ns = self._part["start_ns"]  # each part later than the one before: `wandb sync` goes by it
+        info = replace(self.session.info, start_ns=start_ns)
+        records.run(info, self.session.whole_config(), resume=resume)
+        if not self.session.fresh:  # W&B forgets definitions that a continued run does not repeat
+            for made in self.session.summary.definitions.values():
+                records.metric(made)
+        return encode_log(0, records.made)
+
+    def _log_name(self, part: dict[str, Any], number: int) -> str:
+        folder = folder_name(part["start_ns"] + (number - 1) * NS, self.wandb_id)
+        return f"{folder}/run-{self.wandb_id}.wandb"
+
+    def _folder(self) -> str:
+        record = self._state.get(self._file_key())
+        name = self._log_name(self._part, 1) if record is None else record["name"]
+        return os.path.join(self._root, os.path.dirname(name))

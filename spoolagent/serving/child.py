@@ -1,0 +1,218 @@
+"""The worker process of one receiver: `python -m spoolagent.serving.child`, started by the supervisor.
+
+It gets its job as one JSON line on standard input and ends when that closes, so it never outlives its
+supervisor. It answers in JSON lines on standard output: {"ready"}, {"say"}, {"progress"}, {"done"}.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from spoolagent.contract import Receiver
+from spoolagent.errors import Locked, SpoolError, Unreachable
+from spoolagent.format.spool import Spool, open_spool
+from spoolagent.serving.backoff import Backoff
+from spoolagent.serving.registry import load_receiver
+from spoolagent.serving.store import Store
+from spoolagent.serving.worker import Worker
+from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
+from spoolagent.watching import Watcher
+
+_HARD_STOP_S = 25.0
+"""After a stop was asked for: how long a receiver's call may still take."""
+_LOCK_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the supervisor asks of a worker process."""
+
+    agent: AgentSettings
+    receiver: ReceiverSettings
+    selection: Selection = field(default_factory=Selection)
+    replay: bool = False
+    give_up_after_s: float = 120.0
+
+
+def encode_job(job: Job) -> bytes:
+    """One JSON line."""
+    return orjson.dumps(job, default=_sets) + b"\n"
+
+
+def _sets(value: object) -> list[Any]:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError
+
+
+def decode_job(line: bytes) -> Job:
+    """The job of a line by `encode_job`."""
+    data = orjson.loads(line)
+    chosen = data["selection"]
+    steps = chosen["steps"]
+    return Job(
+        agent=AgentSettings(**data["agent"]),
+        receiver=ReceiverSettings(**data["receiver"]),
+        selection=Selection(
+            sites=tuple(chosen["sites"]),
+            runs=tuple(chosen["runs"]),
+            since_ns=chosen["since_ns"],
+            until_ns=chosen["until_ns"],
+            types=frozenset(chosen["types"]),
+            steps=None if steps is None else (steps[0], steps[1]),
+        ),
+        replay=data["replay"],
+        give_up_after_s=data["give_up_after_s"],
+    )
+
+
+class Child:
+    """One worker process's life."""
+
+    def __init__(self, job: Job, say: Callable[..., None]) -> None:
+        self._job, self._say = job, say
+        self._stopping = threading.Event()
+        self._go = threading.Event()
+        self._watcher: Watcher | None = None
+
+    def listen(self) -> None:
+        """Starts the thread that hears "go" and the end of standard input."""
+        threading.Thread(target=self._hear, name="stdin", daemon=True).start()
+
+    def _hear(self) -> None:
+        for line in sys.stdin.buffer:
+            if line.strip() == b"go":
+                self._go.set()
+        self.stop()
+
+    def stop(self, *_: object) -> None:
+        """Ends the work soon: what is held is delivered first."""
+        self._stopping.set()
+        self._go.set()
+        if self._watcher is not None:
+            self._watcher.interrupt()
+        timer = threading.Timer(_HARD_STOP_S, os._exit, (75,))
+        timer.daemon = True
+        timer.start()
+
+    def run(self) -> int:
+        """Returns the process's exit code. Raises SpoolError for what ends it before it works."""
+        spool = open_spool(self._job.agent.spool)
+        receiver = load_receiver(self._job.receiver.spec, self._job.receiver.options)
+        with self._locked_store(spool, receiver) as store:
+            if not self._open(receiver, store):
+                return 0
+            self._say(ready=True)
+            if self._job.replay:
+                self._go.wait()
+            try:
+                with Watcher(spool.path, self._job.agent.poll) as self._watcher:
+                    return self._work(spool, receiver, store, self._watcher)
+            finally:
+                receiver.close()
+
+    def _locked_store(self, spool: Spool, receiver: Receiver) -> Store:
+        """Waits a little for a worker that a killed supervisor left behind to notice."""
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                return Store(spool.path, receiver.identity)
+            except Locked:
+                if time.monotonic() > deadline or self._stopping.wait(0.2):
+                    raise
+
+    def _open(self, receiver: Receiver, store: Store) -> bool:
+        """True when the target can be used; `serve` waits for it, `replay` does not."""
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                receiver.open(store)
+                return True
+            except (Unreachable, OSError) as error:
+                if self._job.replay:
+                    raise
+                if not backoff.failures:
+                    self._say(say=f"{self._job.receiver.name}: {error}; everything is kept, trying again")
+                self._stopping.wait(backoff.failed())
+        return False
+
+    def _work(self, spool: Spool, receiver: Receiver, store: Store, watcher: Watcher) -> int:
+        job = self._job
+        worker = Worker(
+            spool,
+            receiver,
+            store,
+            agent=job.agent,
+            limits=job.receiver,
+            hints=watcher,
+            selection=job.selection,
+            report=lambda line: self._say(say=line),
+            should_stop=lambda: self._should_stop(worker),
+            on_pass=lambda: self._say(progress=worker.delivered),
+        )
+        worker.run(until_drained=job.replay)
+        return self._result(worker, store)
+
+    def _should_stop(self, worker: Worker) -> bool:
+        if self._stopping.is_set() or not self._job.replay:
+            return self._stopping.is_set()
+        idle_s = time.monotonic() - worker.progress_at
+        if worker.is_failing:
+            return idle_s > self._job.give_up_after_s
+        return bool(worker.blocked()) and idle_s > self._job.agent.patience_s + 5
+
+    def _result(self, worker: Worker, store: Store) -> int:
+        dead, lost = store.count("dead"), store.count("lost")
+        code = 0
+        if self._job.replay and not worker.is_drained():
+            code = 3 if worker.is_failing else 1
+        elif self._job.replay and (dead or lost):
+            code = 1
+        self._say(
+            done=code,
+            delivered=worker.delivered,
+            dead=dead,
+            lost=lost,
+            error=worker.error,
+            blocked=[f"{key}: {note}" for key, note in worker.blocked()],
+        )
+        return code
+
+
+def main() -> int:
+    """Runs the job on standard input."""
+    guard = threading.Lock()
+
+    def say(**message: Any) -> None:
+        with guard:
+            try:
+                os.write(1, orjson.dumps(message) + b"\n")
+            except OSError:
+                return  # the supervisor is gone; standard input says so, too
+
+    job = decode_job(sys.stdin.buffer.readline())
+    child = Child(job, say)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
+    signal.signal(signal.SIGTERM, child.stop)
+    child.listen()
+    try:
+        return child.run()
+    except SpoolError as error:
+        say(failed=str(error), code=error.exit_code)
+        return error.exit_code
+    except OSError as error:
+        say(failed=f"{error.filename or job.agent.spool}: {error.strerror or error}", code=1)
+        return 1
+
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""A run's state, derived from its streams (docs/format.md, "A run's state")."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+from spoolagent.contract import RunEnd, Status
+from spoolagent.serving.store import StreamFacts
+
+_WORST = ("failed", "killed", "finished")
+
+
+class StreamView(NamedTuple):
+    """A stream as far as it decides a run's state."""
+
+    facts: StreamFacts
+    end: str
+    """"" while open; "closed", "dead" or "presumed"."""
+
+
+def derive(site: str, run: str, streams: Iterable[StreamView]) -> RunEnd:
+    """The state of a run. Only the main streams of its latest attempt decide."""
+    mains = [view for view in streams if view.facts.role == "main"]
+    latest = max((view.facts.attempt for view in mains), default=0)
+    deciding = [view for view in mains if view.facts.attempt == latest]
+    time_ns = max((view.facts.last_ns for view in deciding), default=0)
+    if not deciding or any(not view.end for view in deciding):
+        return RunEnd(site=site, run=run, status="running", time_ns=time_ns, exit_code=None)
+    worst = min(deciding, key=lambda view: _WORST.index(_status(view)))
+    return RunEnd(site=site, run=run, status=_status(worst), time_ns=time_ns, exit_code=worst.facts.exit_code)
+
+
+def _status(view: StreamView) -> Status:
+    """What one ended stream says: its `run_end`; without one its process was killed."""
+    return cast(Status, view.facts.status or "killed")

@@ -1,0 +1,212 @@
+"""One stream as a worker sees it: its reader, its cursor, and the chunk that waits for delivery."""
+
+import os
+from collections.abc import Callable
+
+from spoolagent.contract import Stream
+from spoolagent.errors import FormatError
+from spoolagent.format.blobs import references
+from spoolagent.format.ends import is_closed, read_end
+from spoolagent.format.header import read_header
+from spoolagent.format.layout import StreamKey, blob_path, list_segments, segment_name, stream_dir
+from spoolagent.format.reader import Chunk, Position, StreamReader
+from spoolagent.format.spool import Spool
+from spoolagent.serving.chunks import merge
+from spoolagent.serving.store import Named, StreamFacts
+from spoolagent.settings import AgentSettings, ReceiverSettings
+
+
+class Task:
+    """Reads one stream ahead of its cursor, at most one batch.
+
+    `held` is what was read and not yet delivered. A chunk that was named (committed as about to be delivered)
+    is not extended any more: after a crash it must be the same.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        key: StreamKey,
+        position: Position,
+        facts: StreamFacts,
+        *,
+        agent: AgentSettings,
+        limits: ReceiverSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self.key = key
+        self.facts = facts
+        self.position = position
+        """The cursor: everything before it is resolved."""
+        self.held: Chunk | None = None
+        self.held_since = 0.0
+        self.named = False
+        self.again = False
+        self.retry_at = 0.0
+        self.state = "new"
+        """The reader's last word, see `spoolagent.format.reader.State`; "gone" when the stream was removed."""
+        self.note = ""
+        self._spool, self._clock, self._limits, self._agent = spool, clock, limits, agent
+        self._dir = stream_dir(spool.path, key)
+        self._reader: StreamReader | None = None
+        self._missing_since: tuple[str, float] | None = None
+        self._ended_hint = False
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Reads on until a batch is full or the stream has no more. Raises OSError."""
+        if self.named:
+            return
+        while not self.is_full:
+            chunk = self._read_once()
+            if chunk is None:
+                return
+            if not chunk.is_empty:
+                if self.held is None:
+                    self.held_since = self._clock()
+                self.held = merge(self.held, chunk)
+            elif self.held is None:
+                self._skip_to(chunk)
+            if chunk.state != "more":
+                return
+
+    def _skip_to(self, chunk: Chunk) -> None:
+        """Moves over a header or seal, which resolves nothing."""
+        self.position = chunk.position
+
+    def _read_once(self) -> Chunk | None:
+        reader = self._open()
+        if reader is None:
+            return None
+        room = self._limits.max_events - (len(self.held.events) if self.held else 0)
+        chunk = reader.read(self._limits.max_bytes, until_seq=reader.position.next_seq + room - 1)
+        self.state, self.note = chunk.state, chunk.note
+        if reader.header is not None and not self.facts.created_ns:
+            header = reader.header
+            self.facts.role, self.facts.attempt = header.role, header.attempt
+            self.facts.created_ns, self.facts.spool = header.created_ns, header.spool
+        return chunk
+
+    def _open(self) -> StreamReader | None:
+        if self._reader is None:
+            at_home = self.is_at_home
+            if at_home is None:
+                if not list_segments(self._dir):
+                    self.state = "waiting" if os.path.isdir(self._dir) else "gone"
+                    return None
+                at_home = False
+            self._reader = StreamReader(
+                self._dir,
+                self.position,
+                at_home=at_home,
+                clock=self._clock,
+                patience_s=self._agent.patience_s,
+            )
+        return self._reader
+
+    @property
+    def is_at_home(self) -> bool | None:
+        """True when the stream was born in this spool; None when no header tells yet."""
+        if not self.facts.spool:
+            try:
+                header = read_header(self._dir)
+            except (OSError, FormatError):  # the reader says what is wrong
+                return None
+            if header is None:
+                return None
+            self.facts.role, self.facts.attempt = header.role, header.attempt
+            self.facts.created_ns, self.facts.spool = header.created_ns, header.spool
+        return self.facts.spool == self._spool.uuid
+
+    def redo(self, named: Named) -> None:
+        """After a crash: holds exactly the batch that was named, to be delivered again."""
+        self.held = None
+        reader = self._open()
+        while reader is not None and reader.position.next_seq <= named.last_seq:
+            chunk = reader.read(1 << 20, until_seq=named.last_seq)
+            self.held = merge(self.held, chunk)
+            self.state, self.note = chunk.state, chunk.note
+            if chunk.state != "more":
+                break
+        if self.held is None or self.held.is_empty:
+            self.held = None
+            return
+        self.held_since = self._clock()
+        self.named = self.again = True
+
+    # -- deciding --------------------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """True when the held chunk is a whole batch."""
+        held = self.held
+        if held is None:
+            return False
+        if self.named or len(held.events) >= self._limits.max_events:
+            return True
+        return held.position.segment == self.position.segment and (
+            held.position.offset - self.position.offset >= self._limits.max_bytes
+        )
+
+    def due_in(self, *, draining: bool) -> float | None:
+        """Seconds until the held chunk is to be delivered: 0 or less for now, None for nothing held."""
+        if self.held is None:
+            return None
+        wait_s = max(0.0, self.retry_at - self._clock())
+        if draining or self.is_full or self.state in ("closed", "dead"):
+            return wait_s
+        return max(wait_s, self.held_since + self._limits.flush_interval_s - self._clock())
+
+    @property
+    def is_ended(self) -> bool:
+        """True when no more events will be read: all of it is resolved and its end is known."""
+        return self.held is None and self.state in ("closed", "dead")
+
+    @property
+    def looks_ended(self) -> bool:
+        """True when the stream on disk has ended, read or not."""
+        if not self._ended_hint:
+            segments = list_segments(self._dir)
+            if segments:
+                last = segments[-1]
+                self._ended_hint = is_closed(os.path.join(self._dir, segment_name(last))) or (
+                    read_end(self._dir, last) is not None
+                )
+        return self._ended_hint
+
+    @property
+    def stream(self) -> Stream:
+        """What a receiver is told of the stream."""
+        facts = self.facts
+        return Stream(
+            key=self.key, role=facts.role, attempt=facts.attempt, created_ns=facts.created_ns, spool=facts.spool
+        )
+
+    # -- blobs -------------------------------------------------------------------------------------------------
+
+    def missing_blob(self) -> str | None:
+        """The hash of a blob that held events name and that is not there (yet).
+
+        Bytes that are merely late are waited for; when patience is over, None is returned and the receiver
+        meets the missing file itself.
+        """
+        assert self.held is not None
+        for event in self.held.events:
+            for ref in references(event.data):
+                if len(ref["sha256"]) == 64 and not os.path.exists(blob_path(self._spool.path, self.key.site, ref["sha256"])):
+                    return None if self._waited_for(ref["sha256"]) else str(ref["sha256"])
+        return None
+
+    def _waited_for(self, sha256: str) -> bool:
+        now = self._clock()
+        if self._missing_since is None or self._missing_since[0] != sha256:
+            self._missing_since = (sha256, now)
+        patience = self._agent.patience_s if self.is_at_home else self._agent.presume_dead_after_s
+        return now - self._missing_since[1] >= patience
+
+    def delivered(self) -> None:
+        """The held chunk is resolved."""
+        assert self.held is not None
+        self.position = self.held.position
+        self.held, self.named, self.again = None, False, False

@@ -1,0 +1,513 @@
+"""The loop of one receiver: read, batch, deliver, commit. Strictly in this order, for ever or until drained.
+
+The same loop serves a client's own spool, a server's, and `replay`.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import orjson
+
+from spoolagent.contract import Batch, Outcome, Receiver, RunEnd
+from spoolagent.errors import Refused, Transient, Unreachable
+from spoolagent.format import durable
+from spoolagent.format.events import Event
+from spoolagent.format.layout import AGENT_DIR, StreamKey, blob_dir, iter_streams
+from spoolagent.format.reader import START, Bad, Position
+from spoolagent.format.spool import Spool
+from spoolagent.serving.backoff import Backoff
+from spoolagent.serving.chunks import halves, split_valid
+from spoolagent.serving.runs import StreamView, derive
+from spoolagent.serving.store import Commit, Named, Store, StreamFacts
+from spoolagent.serving.task import Task
+from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
+
+_SLOW_SWEEP_S = 30.0
+"""How often streams that were killed, delivered and left alone are looked at: a suspended writer may wake."""
+_NOTE_EVERY_S = 1.0
+_EVERYTHING = Selection()
+
+
+class Hints(Protocol):
+    """What tells the worker that something happened (`spoolagent.watching.Watcher`)."""
+
+    def wait(self, timeout_s: float) -> set[StreamKey] | None:
+        """Streams that changed, or None for "look at all of them"."""
+
+
+class Worker:
+    """Delivers a spool's streams to one receiver that is open.
+
+    `report` gets one line per noteworthy thing. `clock` is monotonic, in s.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        receiver: Receiver,
+        store: Store,
+        *,
+        agent: AgentSettings,
+        limits: ReceiverSettings,
+        hints: Hints,
+        selection: Selection | None = None,
+        report: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_pass: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._spool, self._receiver, self._store = spool, receiver, store
+        self._agent, self._limits, self._hints = agent, limits, hints
+        self._selection = selection or _EVERYTHING
+        self._report, self._clock, self._should_stop = report, clock, should_stop
+        self._on_pass = on_pass
+        self._tasks: dict[StreamKey, Task] = {}
+        self._finished: dict[StreamKey, StreamFacts] = {}
+        """Streams that are ended and delivered: out of the sweep."""
+        self._runs: dict[tuple[str, str], set[StreamKey]] = {}
+        self._pending: list[Commit] = []
+        self._backoff = Backoff()
+        self._run_backoffs: dict[tuple[str, str], Backoff] = {}
+        self._resume_at = 0.0
+        self._error = ""
+        self._draining = False
+        self._touched: set[tuple[str, str]] = set()
+        self._noted_at = -_NOTE_EVERY_S
+        self._slow_sweep_at = 0.0
+        self.progress_at = clock()
+        """When something was last committed or nothing was to be done."""
+        self.delivered = 0
+        """Events delivered by this worker."""
+        self._load()
+
+    # -- starting ------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self._told = self._store.told()
+        self._unsure = [key for key, told in self._told.items() if not told["sure"]]
+        for key, (position, facts) in self._store.streams().items():
+            self._runs.setdefault((key.site, key.run), set()).add(key)
+            if not self._selection.takes_run(key.site, key.run):
+                continue
+            if facts.end in ("closed", "dead"):
+                self._finished[key] = facts
+            else:
+                self._add(self._task(key, position, facts))
+        for named in self._store.named():
+            if named.key in self._tasks:
+                self._tasks[named.key].redo(named)
+
+    def _task(self, key: StreamKey, position: Position, facts: StreamFacts) -> Task:
+        return Task(self._spool, key, position, facts, agent=self._agent, limits=self._limits, clock=self._clock)
+
+    def _add(self, task: Task) -> None:
+        self._tasks[task.key] = task
+        self._runs.setdefault((task.key.site, task.key.run), set()).add(task.key)
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def run(self, *, until_drained: bool = False) -> None:
+        """Works until `should_stop`, then delivers what it holds and returns; or until all is delivered.
+
+        With `until_drained`, raises Unreachable when the tracker fails: the caller decides how long to try.
+        """
+        sweep_at = 0.0
+        hinted: set[StreamKey] | None = None
+        while not self._should_stop():
+            now = self._clock()
+            if hinted is None or now >= sweep_at:
+                self._discover()
+                sweep_at = now + self._agent.sweep_interval_s
+                self._work(list(self._tasks.values()))
+            else:
+                self._work(self._hinted(hinted))
+            self._note()
+            self._on_pass()
+            if until_drained and self.is_drained():
+                break
+            hinted = self._hints.wait(max(0.0, min(self._next_due(), sweep_at - self._clock())))
+        self._drain()
+
+    def _hinted(self, keys: Iterable[StreamKey]) -> list[Task]:
+        for key in keys:
+            if key not in self._tasks:
+                self._consider(key)
+        waiting = [task for task in self._tasks.values() if task.held is not None]
+        return list({id(t): t for t in [*waiting, *(self._tasks[k] for k in keys if k in self._tasks)]}.values())
+
+    def _discover(self) -> None:
+        """Looks for streams that are new, and now and then at those that were taken for finished."""
+        for key in iter_streams(self._spool.path):
+            if key not in self._tasks and key not in self._finished:
+                self._consider(key)
+        if self._clock() >= self._slow_sweep_at:
+            self._slow_sweep_at = self._clock() + _SLOW_SWEEP_S
+            positions = None
+            for key, facts in list(self._finished.items()):
+                if facts.end == "dead":
+                    positions = positions or self._store.streams()
+                    del self._finished[key]
+                    self._add(self._task(key, *positions[key]))
+
+    def _consider(self, key: StreamKey) -> None:
+        if ".fork-" in key.writer or not self._selection.takes_run(key.site, key.run) or key in self._finished:
+            return
+        self._add(self._task(key, START, StreamFacts()))
+
+    def _work(self, tasks: list[Task]) -> None:
+        """Round after round over the streams, a batch each, until nothing is left to do now."""
+        if self._unsure and not self._retell():
+            return
+        tasks.sort(key=lambda t: (not t.named, t.facts.attempt, t.facts.created_ns, t.key))
+        busy = True
+        while busy and not (self._should_stop() and not self._draining):
+            busy = False
+            for task in tasks:
+                if self._clock() < self._resume_at:
+                    break
+                busy |= self._turn(task)
+        self._settle(tasks)
+
+    def _turn(self, task: Task) -> bool:
+        """One batch of one stream; True when it was delivered."""
+        try:
+            task.fill()
+        except OSError as error:
+            task.state, task.note = "blocked", f"cannot be read: {error}"
+            return False
+        due_s = task.due_in(draining=self._draining)
+        if due_s is None or due_s > 0 or self._comes_later(task):
+            return False
+        missing = task.missing_blob()
+        if missing is not None:
+            task.state, task.note = "blocked", f"blob {missing} has not arrived"
+            return False
+        return self._deliver(task)
+
+    def _comes_later(self, task: Task) -> bool:
+        """True while an earlier attempt of the run, or an earlier stream that has ended, has undelivered events.
+
+        Trackers want a run's lives in order; streams that are written at the same time do not wait for each other.
+        """
+        keys = self._runs[task.key.site, task.key.run]
+        if len(keys) == 1:
+            return False
+        mine = (task.facts.attempt, task.facts.created_ns, task.key)
+        for key in keys:
+            other = self._tasks.get(key)
+            if other is None or other is task or (other.facts.attempt, other.facts.created_ns, other.key) > mine:
+                continue
+            if other.state == "new":
+                try:
+                    other.fill()
+                except OSError:
+                    continue
+            has_more = other.held is not None or other.state == "more"
+            if has_more and other.state != "blocked":
+                if other.facts.attempt < task.facts.attempt or other.looks_ended:
+                    return True
+        return False
+
+    # -- delivering --------------------------------------------------------------------------------------------
+
+    def _deliver(self, task: Task) -> bool:
+        held = task.held
+        assert held is not None
+        good, dead = split_valid(held.events)
+        if self._selection != _EVERYTHING:
+            good = [e for e in good if self._selection.takes_event(e)]
+        outcome = Outcome()
+        if good:
+            name = Named(task.key, held.position, held.position.next_seq - 1)
+            if not self._commit(name):
+                return False
+            task.named = True
+            blobs = blob_dir(self._spool.path, task.key.site)
+            batch = Batch(stream=task.stream, events=tuple(good), blobs=blobs, again=task.again)
+            if not self._try(task, batch, outcome):
+                task.again = True
+                return False
+        kinds = {event.seq: event.type for event in good}
+        dead += [(seq, kinds.get(seq, "?"), reason) for seq, reason in outcome.dead.items()]
+        self._quarantine(task.key, held.bad)
+        facts = _updated(task.facts, held.events)
+        task.facts = facts
+        self._pending.append(
+            Commit(
+                key=task.key,
+                position=held.position,
+                facts=facts,
+                applied=len(good) - len(outcome.dead),
+                dead=dead,
+                lost=held.lost,
+                quarantined=[(b.segment, b.offset, len(b.data), b.reason) for b in held.bad],
+                skipped=outcome.skipped,
+            )
+        )
+        self._say_damage(task, dead)
+        task.delivered()
+        self.delivered += len(good)
+        self._touched.add((task.key.site, task.key.run))
+        return True
+
+    def _try(self, task: Task, batch: Batch, outcome: Outcome) -> bool:
+        """True when the whole batch is resolved. False: it stays named, and is tried again later."""
+        run = (task.key.site, task.key.run)
+        mark = self._store.mark()
+        try:
+            self._bisect(batch, outcome)
+        except (Unreachable, OSError) as error:
+            self._store.rollback(mark)
+            self._away(f"{error}")
+            return False
+        except Transient as error:
+            self._store.rollback(mark)
+            backoff = self._run_backoffs.setdefault(run, Backoff())
+            task.retry_at = self._clock() + backoff.failed(error.retry_after_s)
+            task.note = self._error = str(error)
+            if backoff.failures == 1:
+                self._report(f"{self._limits.name}: {task.key}: {error}; trying again")
+            return False
+        self._run_backoffs.pop(run, None)
+        self._is_back()
+        return True
+
+    def _bisect(self, batch: Batch, outcome: Outcome) -> None:
+        """Delivers the batch; when it is refused, its halves, down to the one event that is a dead letter."""
+        mark = self._store.mark()
+        try:
+            part = self._receiver.deliver(batch)
+        except (Unreachable, Transient, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - Refused, or a record that a receiver chokes on: it must not stop the rest
+            self._store.rollback(mark)
+            if len(batch.events) == 1:
+                why = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+                outcome.dead[batch.events[0].seq] = why
+                return
+            for half in halves(batch):
+                self._bisect(half, outcome)
+            return
+        outcome.dead.update(part.dead)
+        for kind, count in part.skipped.items():
+            outcome.skipped[kind] = outcome.skipped.get(kind, 0) + count
+
+    def _away(self, why: str) -> None:
+        wait_s = self._backoff.failed()
+        self._resume_at = self._clock() + wait_s
+        self._error = why
+        if self._backoff.failures == 1:
+            self._report(f"{self._limits.name}: {why}; everything is kept, trying again")
+
+    def _is_back(self) -> None:
+        if self._backoff.failures:
+            self._report(f"{self._limits.name}: reached again after {self._backoff.failures} failures")
+        self._backoff.succeeded()
+        self._error = ""
+
+    def _say_damage(self, task: Task, dead: list[tuple[int, str, str]]) -> None:
+        held = task.held
+        assert held is not None
+        for lost in held.lost:
+            self._report(f"{task.key}: seqs {lost.first} to {lost.last} are lost: {lost.reason}")
+        for seq, kind, reason in dead[:3]:
+            self._report(f"{self._limits.name}: {task.key}: {kind} event {seq} is a dead letter: {reason}")
+        if len(dead) > 3:
+            self._report(f"{self._limits.name}: {task.key}: {len(dead) - 3} more dead letters in this batch")
+
+    def _quarantine(self, key: StreamKey, bad: list[Bad]) -> None:
+        """Keeps bytes that are no valid line aside, once for all receivers."""
+        folder = os.path.join(self._spool.path, AGENT_DIR, "quarantine", *key)
+        for piece in bad:
+            path = os.path.join(folder, f"{piece.segment:020d}-{piece.offset}")
+            if not os.path.exists(path):
+                durable.make_dirs(folder)
+                durable.write_file(path, piece.data)
+
+    # -- committing --------------------------------------------------------------------------------------------
+
+    def _commit(self, name: Named | None = None) -> bool:
+        """Commits what is pending, and names the next batch. False when the disk refuses: all is kept."""
+        try:
+            self._store.commit(self._pending, name)
+        except (sqlite3.Error, OSError) as error:
+            self._away(f"{self._store.path}: {error}")
+            return False
+        self._pending.clear()
+        self.progress_at = self._clock()
+        return True
+
+    def _settle(self, tasks: list[Task]) -> None:
+        """After a round: commits, takes ended streams out of the sweep, tells the receiver how runs stand."""
+        for task in tasks:
+            if task.is_ended and task.facts.end != task.state:
+                task.facts.end = task.state
+                self._pending.append(Commit(key=task.key, position=task.position, facts=task.facts))
+                self._touched.add((task.key.site, task.key.run))
+            elif task.facts.end and not task.is_ended:  # it was ended, and goes on
+                task.facts.end = ""
+        if self._pending and not self._commit():
+            return
+        for task in tasks:
+            if task.is_ended:
+                self._finished[task.key] = task.facts
+                self._tasks.pop(task.key, None)
+        self._tell(tasks)
+
+    def _tell(self, tasks: list[Task]) -> None:
+        quiet = {(t.key.site, t.key.run) for t in tasks if t.held is None and self._is_presumed_dead(t)}
+        for run in sorted(self._touched | quiet):
+            if self._clock() < self._resume_at:
+                return
+            end = self._derive(run)
+            if end is None or self._tell_one(end):
+                self._touched.discard(run)
+
+    def _derive(self, run: tuple[str, str]) -> RunEnd | None:
+        """The run's state, or None while events are still to be delivered before it can be told."""
+        views = []
+        for key in self._runs[run]:
+            task = self._tasks.get(key)
+            if task is None:
+                facts = self._finished.get(key)
+                if facts is not None:
+                    views.append(StreamView(facts, facts.end))
+                continue
+            if task.held is not None or task.state in ("more", "new"):
+                return None
+            presumed = "presumed" if self._is_presumed_dead(task) else ""
+            views.append(StreamView(task.facts, task.state if task.is_ended else presumed))
+        return derive(*run, views)
+
+    def _is_presumed_dead(self, task: Task) -> bool:
+        news_ns = task.facts.news_ns
+        if not news_ns or task.is_at_home or task.is_ended:
+            return False
+        return time.time_ns() - news_ns > self._agent.presume_dead_after_s * 1e9
+
+    def _tell_one(self, end: RunEnd) -> bool:
+        told = self._told.get((end.site, end.run))
+        if end.status == "running" and (told is None or told["status"] == "running"):
+            return True
+        content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code}
+        if told is not None and {k: told[k] for k in content} == content and told["sure"]:
+            return True
+        try:
+            self._store.commit([Commit(told=(end.site, end.run, {**content, "sure": False}))])
+        except (sqlite3.Error, OSError) as error:
+            self._away(f"{self._store.path}: {error}")
+            return False
+        self._told[end.site, end.run] = {**content, "sure": False}
+        return self._set_status(end)
+
+    def _set_status(self, end: RunEnd) -> bool:
+        content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code, "sure": True}
+        mark = self._store.mark()
+        try:
+            self._receiver.set_status(end)
+        except (Unreachable, Transient, OSError) as error:
+            self._store.rollback(mark)
+            self._away(str(error))
+            self._unsure.append((end.site, end.run))
+            return False
+        except Exception as error:  # noqa: BLE001 - as in _bisect: one run's state must not stop the rest
+            self._store.rollback(mark)
+            self._report(f"{self._limits.name}: the state of {end.site}/{end.run} was refused: {error}")
+        self._pending.append(Commit(told=(end.site, end.run, content)))
+        if not self._commit():
+            return False
+        self._told[end.site, end.run] = content
+        return True
+
+    def _retell(self) -> bool:
+        """States that may not have reached the receiver before a crash, first of all. True when they have now."""
+        if self._clock() < self._resume_at:
+            return False
+        while self._unsure:
+            site, run = self._unsure.pop()
+            told = self._told[site, run]
+            end = RunEnd(site=site, run=run, status=told["status"], time_ns=told["time"], exit_code=told["exit"])
+            if not self._set_status(end):
+                return False
+            self._is_back()
+        return True
+
+    # -- resting -------------------------------------------------------------------------------------------------
+
+    def is_drained(self) -> bool:
+        """True when everything that can be delivered now has been, and is committed."""
+        if self._pending or self._touched or self._unsure:
+            return False
+        return all(t.held is None and t.state not in ("more", "new", "blocked") for t in self._tasks.values())
+
+    def blocked(self) -> list[tuple[StreamKey, str]]:
+        """Streams in which something is missing or bad, with the reason."""
+        return [(t.key, t.note) for t in self._tasks.values() if t.state in ("blocked", "parked")]
+
+    @property
+    def is_failing(self) -> bool:
+        """True while the tracker does not take what it is given."""
+        return self._clock() < self._resume_at or bool(self._run_backoffs)
+
+    @property
+    def error(self) -> str:
+        """Why, when it is failing."""
+        return self._error
+
+    def _next_due(self) -> float:
+        """Seconds until there is something to do without any hint."""
+        due = [d for t in self._tasks.values() if (d := t.due_in(draining=False)) is not None]
+        soonest = min(due, default=self._agent.sweep_interval_s)
+        return max(soonest, self._resume_at - self._clock())
+
+    def _drain(self) -> None:
+        """At a stop: delivers what is held, without waiting for anything."""
+        self._draining = True
+        if self._clock() >= self._resume_at:
+            self._work([t for t in self._tasks.values() if t.held is not None])
+        self._commit()
+        self._note(force=True)
+
+    def _note(self, *, force: bool = False) -> None:
+        """Leaves word for `status` of what is not in the database."""
+        now = self._clock()
+        if not force and now - self._noted_at < _NOTE_EVERY_S:
+            return
+        self._noted_at = now
+        note = {
+            "pid": os.getpid(),
+            "time": time.time_ns(),
+            "name": self._limits.name,
+            "spec": self._limits.spec,
+            "error": self._error if self.is_failing else "",
+            "retry_in_s": round(max(0.0, self._resume_at - now), 3),
+            "blocked": [{"stream": str(key), "note": why} for key, why in self.blocked()[:100]],
+            "open": len(self._tasks),
+            "finished": len(self._finished),
+        }
+        path = os.path.join(self._store.folder, "worker.json")
+        try:
+            with durable.temporary(path) as (fd, temp):
+                durable.write_all(fd, orjson.dumps(note) + b"\n", temp)
+                os.rename(temp, path)  # a hint for people; losing it in a power cut costs nothing
+        except OSError:
+            return
+
+
+def _updated(facts: StreamFacts, events: list[Event]) -> StreamFacts:
+    """The facts of a stream after these events."""
+    new = StreamFacts(**orjson.loads(orjson.dumps(facts)))
+    new.news_ns = time.time_ns()
+    for event in events:
+        if event.type == "run_end" and isinstance(event.data.get("status"), str):
+            new.status = event.data["status"]
+            code = event.data.get("exit_code")
+            new.exit_code = code if isinstance(code, int) else None
+        elif event.type == "gap" and isinstance(event.data.get("dropped"), int):
+            new.gap += event.data["dropped"]
+    if events:
+        new.last_ns = max(new.last_ns, events[-1].time_ns)
+    return new
