@@ -1,10 +1,11 @@
 """The MLflow receiver: `mlflow:http://host:5000`, `mlflow:https://...` or `mlflow:sqlite:///path/mlflow.db`.
 
-Which MLflow run: `mlflow_runs`. What an event becomes: `mlflow_plan`, its files: `mlflow_media`, its names:
+Which MLflow run: `mlflow_runs`. What an event becomes: `mlflow_events`, its files: `mlflow_media`, its names:
 `mlflow_names`. Limits of a request: `mlflow_calls`. What an error means: `mlflow_errors`.
 """
 
 import contextlib
+import gc
 import os
 import urllib.parse
 from collections.abc import Mapping
@@ -12,8 +13,9 @@ from typing import Any
 
 from spoolagent.contract import Batch, Options, Outcome, RunEnd, State
 from spoolagent.errors import Refused, SpoolError, Unreachable, UsageError
-from spoolagent.receivers.mlflow_calls import Calls
-from spoolagent.receivers.mlflow_plan import PARENT_TAG, RESERVED, Plan, Upload, make_plan
+from spoolagent.receivers.mlflow_calls import Calls, guarded, prepare_environment
+from spoolagent.receivers.mlflow_events import make_plan
+from spoolagent.receivers.mlflow_plan import PARENT_TAG, RESERVED, Plan, Upload
 from spoolagent.receivers.mlflow_runs import GoneError, RunOptions, Runs, check_template
 from spoolagent.receivers.options import check_options
 
@@ -54,16 +56,22 @@ class MlflowReceiver:
 
     def open(self, state: State) -> None:
         """Imports mlflow and asks the server. Raises Unreachable, or UsageError for an unusable database."""
-        artifacts = None
-        if self._uri.startswith("sqlite:"):
-            artifacts = _prepare_database(self._uri, self._timeout_s)
+        artifacts, is_local = None, self._uri.startswith("sqlite:")
         try:
+            if is_local:
+                artifacts = _prepare_database(self._uri, self._timeout_s)
             calls = Calls(self._uri, self._timeout_s)
             calls.check()
         except (UsageError, Unreachable):
             raise
         except SpoolError as error:
+            busy = getattr(error.__cause__, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
+            if is_local and not busy:
+                raise UsageError(f"{self.identity} cannot be used: {error}") from error
             raise Unreachable(str(error)) from error
+        # MLflow brings 150,000 objects and more; the collector, walking them again and again, took a quarter
+        # of the time of a delivery.
+        gc.freeze()
         self._calls, self._state = calls, state
         self._runs = Runs(calls, state, self._run_options, artifacts)
 
@@ -226,12 +234,11 @@ def _prepare_database(uri: str, timeout_s: int) -> str:
     artifacts = os.path.join(folder, "mlartifacts")
     if os.path.exists(path) and os.path.getsize(path):
         return artifacts
-    from spoolagent.receivers.mlflow_calls import prepare_environment
-
     prepare_environment(timeout_s)
     try:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     except ImportError as error:
         raise UsageError(f"mlflow is not installed ({error}): pip install 'spoolagent[mlflow]'") from error
-    SqlAlchemyStore(uri, artifacts)  # its tables, and an experiment "Default" whose files lie beside it
+    # its tables, and an experiment "Default" whose files lie beside it
+    guarded("creating the database", lambda: SqlAlchemyStore(uri, artifacts))
     return artifacts

@@ -37,6 +37,15 @@ def prepare_environment(timeout_s: int) -> None:
     )
 
 
+def guarded(doing: str, call: Callable[[], _Result]) -> _Result:
+    """What `call` returns; whatever it raises becomes Unreachable, Transient or Refused."""
+    try:
+        return call()
+    except Exception as error:  # MLflow lets its stores' errors through: requests, SQLAlchemy, boto3 and
+        # others; whichever it is, the worker must get one of ours and try again.
+        raise translate(error, doing) from error
+
+
 class Calls:
     """An MlflowClient whose methods raise Unreachable, Transient or Refused."""
 
@@ -51,27 +60,20 @@ class Calls:
             ) from error
         self._entities = mlflow.entities
         self._timeout_s = timeout_s
-        self._client = self._do("opening", lambda: MlflowClient(tracking_uri=uri))
-
-    def _do(self, doing: str, call: Callable[[], _Result]) -> _Result:
-        try:
-            return call()
-        except Exception as error:  # MLflow lets its stores' errors through: requests, SQLAlchemy,
-            # boto3 and others; whichever it is, the worker must get one of ours and try again.
-            raise translate(error, doing) from error
+        self._client = guarded("opening", lambda: MlflowClient(tracking_uri=uri))
 
     def check(self) -> None:
         """One cheap request, to see that an MLflow server or database is there."""
-        self._do("looking for the server", lambda: self._client.search_experiments(max_results=1))
+        guarded("looking for the server", lambda: self._client.search_experiments(max_results=1))
 
     def experiment_by_name(self, name: str) -> Any:
         """The experiment, also a deleted one, or None."""
-        return self._do("looking up an experiment", lambda: self._client.get_experiment_by_name(name))
+        return guarded("looking up an experiment", lambda: self._client.get_experiment_by_name(name))
 
     def create_experiment(self, name: str, artifact_location: str | None) -> Any:
         """The experiment, created now, or by somebody else at the same moment."""
         with contextlib.suppress(AlreadyThere):
-            self._do(
+            guarded(
                 "creating an experiment",
                 lambda: self._client.create_experiment(name, artifact_location=artifact_location),
             )
@@ -82,12 +84,12 @@ class Calls:
 
     def set_experiment_tag(self, experiment: str, key: str, value: str) -> None:
         """Sets a tag of the experiment."""
-        self._do("tagging an experiment", lambda: self._client.set_experiment_tag(experiment, key, value))
+        guarded("tagging an experiment", lambda: self._client.set_experiment_tag(experiment, key, value))
 
     def search_runs(self, experiment: str, filters: str, limit: int) -> list[Any]:
         """Runs of the experiment in all lifecycle states."""
         everything = self._entities.ViewType.ALL
-        return self._do(
+        return guarded(
             "searching the run",
             lambda: list(
                 self._client.search_runs([experiment], filters, run_view_type=everything, max_results=limit)
@@ -96,7 +98,7 @@ class Calls:
 
     def create_run(self, experiment: str, start_ms: int, tags: Mapping[str, str], name: str) -> str:
         """The id of a new run."""
-        return self._do(
+        return guarded(
             "creating a run",
             lambda: str(
                 self._client.create_run(
@@ -107,32 +109,32 @@ class Calls:
 
     def get_run(self, run_id: str) -> Any:
         """The run, also a deleted one. Raises NotThere."""
-        return self._do("reading the run", lambda: self._client.get_run(run_id))
+        return guarded("reading the run", lambda: self._client.get_run(run_id))
 
     def delete_run(self, run_id: str) -> None:
         """Moves a run to MLflow's bin."""
-        self._do("removing a twin of the run", lambda: self._client.delete_run(run_id))
+        guarded("removing a twin of the run", lambda: self._client.delete_run(run_id))
 
     def rename(self, run_id: str, name: str) -> None:
         """Changes the name that is shown."""
-        self._do("naming the run", lambda: self._client.update_run(run_id, name=name))
+        guarded("naming the run", lambda: self._client.update_run(run_id, name=name))
 
     def set_running(self, run_id: str) -> None:
         """Status RUNNING; an end time stays until it is set anew."""
-        self._do("setting the status", lambda: self._client.update_run(run_id, status="RUNNING"))
+        guarded("setting the status", lambda: self._client.update_run(run_id, status="RUNNING"))
 
     def set_ended(self, run_id: str, status: str, end_ms: int) -> None:
         """Status FINISHED, FAILED or KILLED with the end time."""
-        self._do("setting the status", lambda: self._client.set_terminated(run_id, status, end_ms))
+        guarded("setting the status", lambda: self._client.set_terminated(run_id, status, end_ms))
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         """Sets one tag."""
-        self._do("setting a tag", lambda: self._client.set_tag(run_id, key, value, synchronous=True))
+        guarded("setting a tag", lambda: self._client.set_tag(run_id, key, value, synchronous=True))
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Removes a tag; a missing one is fine."""
         with contextlib.suppress(NotThere):
-            self._do("removing a tag", lambda: self._client.delete_tag(run_id, key))
+            guarded("removing a tag", lambda: self._client.delete_tag(run_id, key))
 
     def log(self, run_id: str, plan: Plan) -> int:
         """Sends the plan's metrics, params and tags in as few requests as MLflow allows. Returns how many."""
@@ -146,7 +148,7 @@ class Calls:
         return count
 
     def _log_batch(self, run_id: str, metrics: list[Any], params: list[Any], tags: list[Any]) -> None:
-        self._do(
+        guarded(
             "logging a batch",
             lambda: self._client.log_batch(
                 run_id, metrics=metrics, params=params, tags=tags, synchronous=True
@@ -164,7 +166,7 @@ class Calls:
             else:
                 os.symlink(os.path.abspath(content), local)
             with self._patience(os.path.getsize(local)):
-                self._do("uploading a file", lambda: self._client.log_artifact(run_id, local, folder or None))
+                guarded("uploading a file", lambda: self._client.log_artifact(run_id, local, folder or None))
 
     @contextlib.contextmanager
     def _patience(self, size_bytes: int) -> Iterator[None]:

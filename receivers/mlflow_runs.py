@@ -162,7 +162,7 @@ class Runs:
         first = next((event for event in batch.events if event.type == "run_start"), batch.events[0])
         name = self.run_name(start, values)
         try:
-            created = self._calls.create_run(experiment, first.wall_ns // 1_000_000, tags, name)
+            created = self._calls.create_run(experiment, max(1, first.wall_ns // 1_000_000), tags, name)
         except Refused as error:  # not bisected: a part of the batch must not create the run elsewhere
             self._state.delete(f"intent/{site}/{run}")
             raise GoneError(f"{error}; when its experiment was deleted, restore it, then retry") from error

@@ -42,7 +42,7 @@ def encode(event: Event, blobs: str) -> Records | None:
         return None
     try:
         return make(event, blobs)
-    except (OverflowError, struct.error, TypeError, KeyError, binascii.Error) as error:
+    except (OverflowError, struct.error, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise Undeliverable(f"malformed {event.type} event: {type(error).__name__}: {error}") from error
 
 
@@ -117,10 +117,11 @@ def _video(event: Event, blobs: str) -> Records | None:
 def _histogram(event: Event, _blobs: str) -> Records:
     data = event.data
     parts = [tb.field_double(i, number(data[name])) for i, name in enumerate(_HISTOGRAM, 1)]
-    parts += [
-        tb.field_doubles(6, map(number, data["limits"])),
-        tb.field_doubles(7, map(number, data["counts"])),
-    ]
+    limits, counts = list(map(number, data["limits"])), list(map(number, data["counts"]))
+    if data.get("left") is not None and counts[0]:
+        # HistogramProto has right edges only: as torch does, an empty bin in front tells where the first begins.
+        limits, counts = [number(data["left"]), *limits], [0, *counts]
+    parts += [tb.field_doubles(6, limits), tb.field_doubles(7, counts)]
     summary = tb.value(data["key"], tb.field_bytes(5, b"".join(parts)))
     return subrun(event), tb.summary_event(event.wall_ns / tb.NS, event.step, summary)
 
@@ -161,9 +162,15 @@ def _tb_summary(event: Event, blobs: str) -> Records:
 
 def _check_summary(summary: bytes) -> None:
     """Bytes that are no Summary would stop TensorBoard at this record for good."""
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
+    try:
+        from google.protobuf.message import DecodeError
+        from tensorboard.compat.proto.summary_pb2 import (
+            Summary,  # pyright: ignore[reportAttributeAccessIssue] - generated at import, no stubs
+        )
+    except ImportError as error:
+        raise Undeliverable(
+            "tensorboard is missing: pip install 'spoolagent[tensorboard]', then retry"
+        ) from error
     try:
         Summary.FromString(summary)
     except DecodeError as error:

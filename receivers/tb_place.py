@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import string
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from spoolagent.contract import State, Stream
@@ -56,6 +57,7 @@ def component(text: str) -> str:
     return raw[: _LONGEST - 20].decode(errors="ignore") + "~" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=4096)
 def sub_path(name: str) -> str:
     """A sub-run's name as a relative path; its slashes nest."""
     parts = [component(part) for part in name.split("/") if part]
@@ -109,9 +111,9 @@ class Placer:
             state.put(stream_key, known)
         return Place(known["dir"], known["host"], known["dir"] == run["dir"])
 
-    def subdir(self, state: State, folder: str, name: str) -> str:
-        """The directory of the sub-run `name` of what lies in `folder`. Raises ForeignFiles."""
-        return self._claim(state, f"{folder}/{sub_path(name)}", f"{folder}//{name}") if name else folder
+    def subdir(self, state: State, folder: str, path: str) -> str:
+        """The directory of the sub-run with this `sub_path` of what lies in `folder`. Raises ForeignFiles."""
+        return self._claim(state, f"{folder}/{path}", f"{folder}//{path}") if path else folder
 
     def _register(
         self, state: State, stream: Stream, first: Event, run: dict[str, Any] | None

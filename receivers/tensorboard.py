@@ -24,6 +24,7 @@ from spoolagent.receivers.tb_place import (
     file_key,
     next_second,
     run_key,
+    sub_path,
 )
 
 try:
@@ -120,9 +121,9 @@ class TensorBoardReceiver:
         """The parts as files. Events of a sub-run whose directory is not ours become dead letters."""
         assert self._state is not None
         made: dict[str, Append] = {}
-        for name, part in parts.items():
+        for path, part in parts.items():
             try:
-                folder = self._placer.subdir(self._state, place.folder, name)
+                folder = self._placer.subdir(self._state, place.folder, path)
             except ForeignFiles as error:
                 outcome.dead.update(dict.fromkeys(part.seqs, str(error)))
                 continue
@@ -157,7 +158,7 @@ def _namer(state: State, folder: str, wall_ns: int, rest: str) -> Callable[[int]
 
 
 def _encode(batch: Batch, place: Place, outcome: Outcome) -> dict[str, _Part]:
-    """The batch's records by sub-run. An owner's own file is there from the run's first event on, as torch's is."""
+    """The batch's records by path of the sub-run. An owner's own file is there from the run's first event on, as torch's is."""
     parts: dict[str, _Part] = {}
     if place.owner:
         parts[""] = _Part(first=batch.events[0])
@@ -187,7 +188,8 @@ def _encode_other(event: Event, blobs: str, parts: dict[str, _Part], outcome: Ou
         outcome.skipped[event.type] = outcome.skipped.get(event.type, 0) + 1
         return
     name, data = made
-    part = parts.get(name) or parts.setdefault(name, _Part(first=event))
+    path = sub_path(name) if name else ""
+    part = parts.get(path) or parts.setdefault(path, _Part(first=event))
     part.chunks.append(data)
     part.seqs.append(event.seq)
 

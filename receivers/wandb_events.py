@@ -4,6 +4,7 @@
 |---|---|
 | run_start | the run's record; config |
 | metrics, image, histogram, audio, video, table, text | columns of a history row, files below `media/` |
+| custom `wandb.value`, `wandb.run` | any JSON as a column; a new name, notes, tags of the run |
 | param, hparams, tag | config (tags below the key `tags`) |
 | text with a path, artifact, model | files of the run |
 | summary, define_metric, alert | the same |
@@ -13,8 +14,10 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import orjson
 
 from spoolagent.contract import RunEnd
 from spoolagent.format.events import Event
@@ -66,6 +69,7 @@ class Session:
         runtime_s = max(0, end.time_ns - self.info.start_ns) // NS
         stamp = (end.time_ns, "~", 0)  # sorts after every writer's name
         self.summary.put("_wandb", json_text({"runtime": runtime_s}), stamp)
+        self.summary.put("_runtime", str(runtime_s), stamp)
         self.flush_summary(whole=whole)
         self.records.exit(exit_code(end), runtime_s)
 
@@ -301,6 +305,37 @@ def _run_end(run: Session, event: Event, writer: str, blobs: str) -> bool:
     return True
 
 
+def _custom(run: Session, event: Event, writer: str, blobs: str) -> bool:
+    """What our own W&B writer has no other type for. Custom events of others have no place here."""
+    name, data = event.data["name"], event.data["data"]
+    if name == "wandb.value" and isinstance(data, dict) and isinstance(data.get("key"), str):
+        return _value(run, event, writer, blobs)
+    if name != "wandb.run" or not isinstance(data, dict):
+        return False
+    fields: dict[str, Any] = {k: str(data[k]) for k in ("name", "notes", "group", "job_type") if k in data}
+    if isinstance(data.get("labels"), list):
+        fields["labels"] = [str(label) for label in data["labels"]]
+    run.info = replace(run.info, **fields)
+    run.records.run(run.info, {}, resume=False)
+    return True
+
+
+def _value(run: Session, event: Event, writer: str, blobs: str) -> bool:
+    """Any JSON as a column of a row."""
+    data, blob = event.data["data"], event.data.get("blob")
+    value = data.get("value")
+    if blob is not None:
+        try:
+            value = orjson.loads(media.read_blob(blobs, media.reference(blob)))
+        except orjson.JSONDecodeError as error:
+            raise Unusable(f"the blob of {data['key']!r} is not JSON: {error}") from error
+    made = from_json(value)
+    if made == {}:  # W&B drops a dictionary without leaves
+        return True
+    column = Event(event.seq, event.time_ns, event.type, {**event.data, "key": data["key"]})
+    return run.media(column, writer, made)
+
+
 _HANDLERS: dict[str, Callable[[Session, Event, str, str], bool]] = {
     "run_start": _start,
     "metrics": _metrics,
@@ -321,4 +356,5 @@ _HANDLERS: dict[str, Callable[[Session, Event, str, str], bool]] = {
     "log": _log,
     "system": _system,
     "run_end": _run_end,
+    "custom": _custom,
 }

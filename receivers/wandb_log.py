@@ -7,7 +7,10 @@ block is continued in the next. How a record is written therefore depends on whe
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from spoolagent.errors import FormatError
 
 FILE_HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
 BLOCK_SIZE = 32 * 1024
@@ -42,3 +45,46 @@ def _append(out: bytearray, offset: int, record: bytes) -> None:
         begun = True
         if not view:
             return
+
+
+def read_log(file: BinaryIO, at: int) -> Iterator[tuple[bytes, int]]:
+    """Whole records from offset `at` (0, or an offset yielded before), each with the offset after it.
+
+    Ends before a record that is not whole yet. Raises FormatError for bytes that are no log.
+    """
+    if at == 0:
+        file.seek(0)
+        head = file.read(len(FILE_HEADER))
+        if head != FILE_HEADER[: len(head)]:
+            raise FormatError(f"{file.name} is not a W&B log: it begins with {head!r}")
+        at = len(FILE_HEADER)
+    parts: list[bytes] = []
+    for kind, data, end in _pieces(file, at):
+        parts.append(data)
+        if kind in (_FULL, _LAST):
+            yield b"".join(parts), end
+            parts = []
+
+
+def _pieces(file: BinaryIO, at: int) -> Iterator[tuple[int, bytes, int]]:
+    """Type, data and end of each piece of a record, block by block."""
+    while True:
+        file.seek(at)
+        room = BLOCK_SIZE - at % BLOCK_SIZE
+        block = file.read(room)
+        used = 0
+        while room - used >= _RECORD_HEADER.size:
+            if len(block) - used < _RECORD_HEADER.size:
+                return
+            crc, length, kind = _RECORD_HEADER.unpack_from(block, used)
+            begin = used + _RECORD_HEADER.size
+            used = begin + length
+            data = block[begin:used]
+            if len(data) < length and len(block) < room:
+                return
+            if not _FULL <= kind <= _LAST or zlib.crc32(data, _CRC_OF_TYPE[kind]) != crc:
+                raise FormatError(f"{file.name} is damaged near byte {at + begin}")
+            yield kind, data, at + used
+        if len(block) < room:
+            return
+        at += room

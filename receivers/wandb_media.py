@@ -3,9 +3,10 @@
 import filecmp
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -53,6 +54,18 @@ def read_blob(blobs: str, blob: dict[str, Any]) -> bytes:
     """The bytes of a blob. Raises Unusable when it is not there whole."""
     with open(blob_file(blobs, blob), "rb") as file:
         return file.read()
+
+
+def reference(value: Any) -> dict[str, Any]:
+    """A blob reference of an event that `check` does not look into. Raises Unusable for anything else."""
+    digest = value.get("sha256") if isinstance(value, dict) else None
+    if (
+        not isinstance(digest, str)
+        or re.fullmatch("[0-9a-f]{64}", digest) is None
+        or not isinstance(value.get("size"), int)
+    ):
+        raise Unusable("blob is no reference to a blob")
+    return cast(dict[str, Any], value)
 
 
 def media(event: Event, blobs: str) -> tuple[RunFile, dict[str, Any]]:

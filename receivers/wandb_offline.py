@@ -10,14 +10,14 @@ is new and asks W&B to continue the run.
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spoolagent.contract import Batch, Options, Outcome, RunEnd, State, Stream
 from spoolagent.errors import Transient
 from spoolagent.format.durable import make_dirs
 from spoolagent.format.events import Event
-from spoolagent.receivers.appendfile import Append, append
+from spoolagent.receivers.appendfile import Append, append, own_names
 from spoolagent.receivers.options import check_options
 from spoolagent.receivers.wandb_events import Session
 from spoolagent.receivers.wandb_log import encode_log
@@ -27,6 +27,15 @@ from spoolagent.receivers.wandb_records import NS, Records, RunInfo, proto
 from spoolagent.receivers.wandb_rows import Rows
 from spoolagent.receivers.wandb_start import OPTIONS, Templates, run_info, saved_info
 from spoolagent.receivers.wandb_summary import Latest, Summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLogs:
+    """Where a run's logs lie, oldest first, and whether the last of them has its end."""
+
+    wandb_id: str
+    logs: tuple[str, ...]
+    ended: bool
 
 
 class WandbOffline:
@@ -85,13 +94,26 @@ class WandbOffline:
         """Nothing to release."""
         self._state = None
 
-    def folders(self) -> Iterator[tuple[str, list[str]]]:
-        """Each W&B run id with the directories that hold it, oldest first."""
+    def logs(self, site: str, run: str) -> RunLogs | None:
+        """The logs of a run, or None when nothing of it was delivered."""
+        meta = self._open_state().get(f"run/{site}/{run}")
+        return None if meta is None else self._logs(f"{site}/{run}", meta)
+
+    def all_logs(self) -> Iterator[RunLogs]:
+        """The logs of every run."""
         for key, meta in self._open_state().scan("run/"):
-            yield (
-                meta["info"]["wandb_id"],
-                [os.path.join(self.folder, name) for name in _directories(self._open_state(), key)],
-            )
+            yield self._logs(key.removeprefix("run/"), meta)
+
+    def _logs(self, name: str, meta: dict[str, Any]) -> RunLogs:
+        state = self._open_state()
+        part = state.get(f"part/{name}") or {"number": 0}
+        records = [state.get(f"file/{name}/{number}") for number in range(1, part["number"] + 1)]
+        names = [log for record in records if record for log in own_names(record)]
+        return RunLogs(
+            wandb_id=meta["info"]["wandb_id"],
+            logs=tuple(os.path.join(self.folder, log) for log in names),
+            ended=meta["ended"] == part["number"],
+        )
 
     def _open_state(self) -> State:
         if self._state is None:
@@ -100,15 +122,6 @@ class WandbOffline:
 
     def _run(self, stream: Stream) -> "_Run":
         return _Run(self.folder, self._templates, self._open_state(), stream.key.site, stream.key.run)
-
-
-def _directories(state: State, key: str) -> Iterator[str]:
-    name = key.removeprefix("run/")
-    parts = state.get(f"part/{name}") or {"number": 0}
-    for number in range(1, parts["number"] + 1):
-        record = state.get(f"file/{name}/{number}")
-        for path in [*record.get("old", []), record["name"]] if record else []:
-            yield os.path.dirname(path)
 
 
 class _Run:
@@ -197,7 +210,8 @@ class _Run:
             self._append()
         if ends:
             self._meta["ended"] = self._part["number"]
-        self._meta |= {"rows": session.rows.save(), "number": session.records.number}
+        said = {"info": asdict(session.info), "rows": session.rows.save(), "number": session.records.number}
+        self._meta |= said
         self._state.put(f"run/{name}", self._meta)
         self._state.put(f"config/{name}", session.config.save())
         self._state.put(f"tags/{name}", session.tags.save())
@@ -241,8 +255,9 @@ class _Run:
             size = os.path.getsize(path)
         except FileNotFoundError:
             return record["length"] > 0
+        length: int = record["length"]
         # bytes beyond the committed length are a batch that a crash interrupted: it is completed first
-        return size < record["length"] or (size == record["length"] > 0 and os.path.exists(path + ".synced"))
+        return size < length or (size == length > 0 and os.path.exists(path + ".synced"))
 
     def _head(self, *, resume: bool) -> bytes:
         """What a log of the run begins with."""

@@ -7,11 +7,13 @@ which streams are delivered changes nothing.
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Stamp = tuple[int, str, int]
+_LARGEST = sys.float_info.max
 KINDS = ("min", "max", "mean", "best", "last", "none", "copy", "first")
 
 
@@ -50,7 +52,7 @@ class _Total:
     """What `min`, `max`, `mean` and `first` need of the values so far. NaN counts for none of them."""
 
     count: int = 0
-    mean: float = 0.0
+    total: float = 0.0
     low: float = 0.0
     high: float = 0.0
     first: float = 0.0
@@ -59,7 +61,7 @@ class _Total:
         if self.count == 0:
             self.low = self.high = self.first = value
         self.count += 1
-        self.mean += value / self.count - self.mean / self.count  # a sum could overflow
+        self.total = min(max(self.total + value, -_LARGEST), _LARGEST)  # the state's JSON has no infinity
         self.low, self.high = min(self.low, value), max(self.high, value)
 
 
@@ -107,7 +109,7 @@ class Summary:
         """Name -> new text (None: removed) since the object was made."""
 
     def save(self) -> dict[str, Any]:
-        """As JSON. Infinities are kept out of it by `_Total.add`'s caller."""
+        """As JSON."""
         return {
             "latest": self.latest.save(),
             "defined": [asdict(made) for made in self.definitions.values()],
@@ -178,7 +180,7 @@ class Summary:
         made = {
             "min": total.low,
             "max": total.high,
-            "mean": total.mean,
+            "mean": total.total / max(total.count, 1),
             "best": best,
             "first": total.first,
             "last": value,

@@ -49,11 +49,9 @@ def receiver_from_argument(
         kinds = known_kinds()
         if argument in kinds:
             raise UsageError(f"{where}: {argument!r} needs a target: write {argument}:TARGET")
-        have = (
-            f"the configuration has {', '.join(sorted(named))}" if named else "the configuration names none"
-        )
         hint = nearest(argument, [*named, *kinds])
-        raise UsageError(f"{where}: no receiver {argument!r}: {hint} Write kind:target, or a name ({have})")
+        have = "" if named else "; the configuration names no receiver, so write kind:target"
+        raise UsageError(f"{where}: no receiver is called {argument!r}: {hint}{have}")
     check_spec(argument, where)
     return _settings(argument, argument, {}, {})
 

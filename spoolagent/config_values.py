@@ -8,6 +8,7 @@ from typing import Any
 from spoolagent.errors import UsageError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
+_NAMED = 25
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 Kind = Callable[[Any, str], Any]
@@ -17,7 +18,11 @@ Kind = Callable[[Any, str], Any]
 def nearest(word: str, known: Collection[str]) -> str:
     """The next step for somebody who wrote `word` where only `known` is understood."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    names = sorted(known)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"known are {', '.join(names[:_NAMED])}{more}" if names else "there are none"
 
 
 def parse_duration(value: Any, where: str) -> float:

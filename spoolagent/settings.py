@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
+
+from spoolagent.format.events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +64,7 @@ class ShipSettings:
 class Selection:
     """Which part of a spool a `replay` delivers. Empty or None: all of it.
 
-    `run_start` events are always taken: without them a tracker would not know what the run is.
+    `run_start` and `run_end` events are always taken: a tracker must know what the run is, and how it ended.
     """
 
     sites: tuple[str, ...] = ()
@@ -82,7 +85,7 @@ class Selection:
 
     def takes_event(self, event: Event) -> bool:
         """True when the event is delivered. A malformed one is taken, to become a dead letter."""
-        if event.type == "run_start":
+        if event.type in ("run_start", "run_end"):
             return True
         if self.types and event.type not in self.types:
             return False

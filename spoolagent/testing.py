@@ -115,7 +115,11 @@ def make_stream(
 
 
 def make_batch(
-    stream: Stream, *events: tuple[str, dict[str, Any]], first_seq: int = 1, blobs: str = "", again: bool = False
+    stream: Stream,
+    *events: tuple[str, dict[str, Any]],
+    first_seq: int = 1,
+    blobs: str = "",
+    again: bool = False,
 ) -> Batch:
     """A batch of `(type, fields)` events, a millisecond apart, the first with `first_seq`."""
     made = []

@@ -16,7 +16,9 @@ class Undertaker:
     writer might only have been suspended.
     """
 
-    def __init__(self, spool: Spool, *, stale_after_s: float, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, spool: Spool, *, stale_after_s: float, report: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._spool = spool
         self._watch = DeathWatch(stale_after_s=stale_after_s)
         self._report = report

@@ -26,7 +26,6 @@ GATHER_S = 0.05
 _REBUILD_S = 1.0
 _NETWORK = frozenset(
     ("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs")
-    + ("ncpfs", "glusterfs", "ocfs2", "gfs2", "orangefs", "pvfs2", "virtiofs")
 )
 _EVENT = struct.Struct("iIII")
 # From <sys/inotify.h>.
@@ -99,7 +98,7 @@ class Watcher:
 
     def interrupt(self) -> None:
         """Ends the wait under way, or the next one. For signal handlers and other threads."""
-        with contextlib.suppress(OSError):  # closed, or interrupted a great many times
+        with contextlib.suppress(OSError, ValueError):  # closed, or interrupted a great many times
             os.eventfd_write(self._wakeup, 1)
 
     def forget(self, key: StreamKey) -> None:

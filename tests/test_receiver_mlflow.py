@@ -727,7 +727,7 @@ def test_a_server_that_is_not_there():
     assert time.monotonic() - began < 30
 
 
-def test_a_server_that_dies_hangs_and_comes_back(tmp_path, name):
+def test_a_server_that_dies_hangs_and_comes_back(tmp_path, name, monkeypatch):
     with MlflowServer(tmp_path) as server:
         rig = Rig(server.uri, timeout_s=2)
         stream = make_stream()
@@ -744,10 +744,34 @@ def test_a_server_that_dies_hangs_and_comes_back(tmp_path, name):
         server.restart()
         assert rig.deliver(batch).dead == {}
         client = client_of(server.uri)
-        assert [value for _, _, value in history(client, only_run(client, name).info.run_id, "a")] == [
-            1.0,
-            2.0,
-        ]
+        points = history(client, only_run(client, name).info.run_id, "a")
+        assert [value for _, _, value in points] == [1.0, 2.0]
+        lose_a_create(server, rig, client, name, monkeypatch)
+
+
+def lose_a_create(server, rig, client, name, monkeypatch):
+    """The server freezes with the create in its hands, and carries it out after the client has given up."""
+    from mlflow import MlflowClient
+
+    real = MlflowClient.create_run
+
+    def freeze(self, *args, **kwargs):
+        server.stop_answering()
+        return real(self, *args, **kwargs)
+
+    batch = make_batch(make_stream(run="lost"), start(name, name="lost"), metrics({"a": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", freeze)
+        with pytest.raises(Unreachable):
+            rig.deliver(batch)
+    rig.state.rollback()
+    server.answer_again()
+    deadline = time.monotonic() + 60
+    while len(runs_in(client, name)) < 2:
+        assert time.monotonic() < deadline, "the frozen create was never carried out"
+        time.sleep(0.05)
+    assert rig.deliver(batch).dead == {}
+    assert sorted(run.info.run_name for run in runs_in(client, name)) == ["lost", "my run"]
 
 
 def test_a_refusal_of_the_server_is_refused_and_harmless(rig, client, name, monkeypatch):
@@ -869,6 +893,12 @@ def test_wrong_targets_and_options(target, options, words):
 def test_a_database_in_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         MlflowReceiver(f"sqlite:///{tmp_path}/no/mlflow.db").open(MemoryState())
+
+
+def test_a_file_that_is_no_database(tmp_path):
+    (tmp_path / "x.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(UsageError, match=r"x\.db cannot be used"):
+        MlflowReceiver(f"sqlite:///{tmp_path}/x.db").open(MemoryState())
 
 
 def test_spellings_of_one_target_have_one_identity():

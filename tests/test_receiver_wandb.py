@@ -134,7 +134,7 @@ def test_a_run_from_start_to_end(target):
         "n": "NaN",
         "up": float("inf"),
         "_timestamp": 1_700_000_000.003,
-        "_runtime": 0.002,
+        "_runtime": 59,
         "_step": 1,
         "_wandb": {"runtime": 59},
     }

@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     backend: Backend
 
-    def log_message(self, format, *args):
+    def log_message(self, *args):
         pass
 
     def _body(self) -> bytes:
@@ -237,6 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+
+    def handle_error(self, request, client_address):
+        """A client that goes away is not news."""
 
 
 @contextmanager

@@ -5,7 +5,10 @@ and a 7-byte file header of W&B's own. It is strict: a wrong checksum or an impo
 """
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -115,8 +118,31 @@ def _tree(items: Any, made: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def comparable(value: Any) -> Any:
     """`value` with NaN as a text, so that it equals itself; numbers as they are."""
-    if isinstance(value, float) and value != value:  # noqa: PLR0124 - NaN test
+    if isinstance(value, float) and value != value:
         return "NaN"
     if isinstance(value, dict):
         return {name: comparable(item) for name, item in value.items()}
     return [comparable(item) for item in value] if isinstance(value, list) else value
+
+
+def server_config(run: Any) -> dict[str, Any]:
+    """The config that the test server holds, without W&B's own entry."""
+    return {name: item["value"] for name, item in run.config.items() if name != "_wandb"}
+
+
+def run_wandb(backend: Any, home: Path, *args: str) -> str:
+    """Runs the `wandb` command against the test server; returns what it printed. Raises when it fails."""
+    from wandb_backend import environment
+
+    home.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "wandb"), *args],
+        env={**os.environ, **environment(backend, str(home))},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

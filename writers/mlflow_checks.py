@@ -79,14 +79,15 @@ def check_folder(path: Any) -> str | None:
     text = str(path)
     if _resolves_elsewhere(text):
         raise MlflowException(
-            f"invalid artifact path {text!r}: it would resolve to {posixpath.normpath(text)!r}", INTERNAL_ERROR
+            f"invalid artifact path {text!r}: it would resolve to {posixpath.normpath(text)!r}",
+            INTERNAL_ERROR,
         )
     return text
 
 
 def check_file(artifact_file: Any) -> str:
     """The path, inside a run's artifacts, of the file that a call writes. Raises as MLflow does."""
-    path = posixpath.normpath(artifact_file)
+    path: str = posixpath.normpath(artifact_file)
     folder, name = posixpath.split(path)
     check_folder(folder)
     if name in ("", ".", ".."):

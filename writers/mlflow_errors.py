@@ -69,7 +69,9 @@ def missing(message: str) -> MlflowException:
 
 def not_offline(name: str, instead: str = "") -> NotSupportedOffline:
     """The error for `mlflow.<name>`, which cannot work without the tracking server."""
-    hint = instead or "log with log_metric(s), log_param(s), set_tag(s), log_artifact(s), log_image, log_table"
+    hint = (
+        instead or "log with log_metric(s), log_param(s), set_tag(s), log_artifact(s), log_image, log_table"
+    )
     return NotSupportedOffline(
         f"mlflow.{name} is not supported offline (spoolagent.writers.mlflow only logs): {hint}"
     )

@@ -13,19 +13,20 @@ PARENT = "mlflow.parentRunId"
 
 _FIRST = """amber brisk calm candid clear copper crisp dapper deft eager early fair fleet frank fresh gentle glad
 golden grand hardy keen kind lively lucid lunar mellow mild misty neat nimble noble patient plain polar proud quick
-quiet rapid rosy rustic silver smooth solar solid spry steady still stout sunny swift tidy true vivid warm wry""".split()
+quiet rapid rosy rustic silver smooth solar solid spry steady still stout sunny swift tidy true vivid warm wry"""
 _SECOND = """acorn aspen badger beech birch bison brook canyon cedar clover comet condor coral crane creek curlew delta
 dune ember falcon fern finch fjord glade gorge grove harbor heron hill ibex island jay kestrel lagoon lark linden
 maple marten meadow mesa otter pine plover prairie quartz raven reef ridge robin spruce swan tern thistle tundra
-valley vole willow wren""".split()
+valley vole willow wren"""
 
 
 def new_run_name() -> str:
     """A name for a run that was given none. Takes nothing from the caller's random generators."""
     rand = int.from_bytes(os.urandom(8), "big")
     rand, number = divmod(rand, 1000)
-    rand, second = divmod(rand, len(_SECOND))
-    return f"{_FIRST[rand % len(_FIRST)]}-{_SECOND[second]}-{number}"
+    firsts, seconds = _FIRST.split(), _SECOND.split()
+    rand, second = divmod(rand, len(seconds))
+    return f"{firsts[rand % len(firsts)]}-{seconds[second]}-{number}"
 
 
 def experiment_id(name: str) -> str:

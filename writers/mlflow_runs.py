@@ -156,6 +156,25 @@ class Tracked:
         run.log({key: value}, step, at_ns=at_ns)
         self._latest(key, value, step, time.time_ns() if at_ns is None else at_ns)
 
+    def metrics_at(self, metrics: Any, step: Any, timestamp: Any) -> None:
+        """Logs a mapping of names to values at one step; all are checked first."""
+        values: dict[str, float] = {}
+        for i, (key, value) in enumerate(metrics.items()):
+            if key not in good_keys:
+                check_key("metric", key, f"metrics[{i}].name")
+            values[key] = value if type(value) is float else to_float(value, f"metrics[{i}].value")
+        step = to_step(step, "step")
+        at_ns = None if timestamp is None else to_at_ns(timestamp, "timestamp")
+        for part in [values] if len(values) <= _METRICS else chunks(values.items(), _METRICS):
+            if part:
+                self.writer().log(part, step, at_ns=at_ns)
+                self._keep(part, step, at_ns)
+
+    def _keep(self, values: Mapping[str, float], step: int, at_ns: int | None) -> None:
+        shown_ns = time.time_ns() if at_ns is None else at_ns
+        for key, value in values.items():
+            self._latest(key, value, step, shown_ns)
+
     def _latest(self, key: str, value: float, step: int, at_ns: int) -> None:
         point = (step, at_ns // 1_000_000, value)
         held = self.metrics.get(key)
@@ -166,9 +185,7 @@ class Tracked:
         """Logs objects with key, value, timestamp (ms, or None for now) and step; all are checked first."""
         for (step, at_ns), values in _grouped(_checked(points)):
             self.writer().log(values, step, at_ns=at_ns)
-            shown_ns = time.time_ns() if at_ns is None else at_ns
-            for key, value in values.items():
-                self._latest(key, value, step, shown_ns)
+            self._keep(values, step, at_ns)
 
     # -- params and tags -----------------------------------------------------------------------------------
 

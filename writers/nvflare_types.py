@@ -51,11 +51,7 @@ def check(key: Any, value: Any, data_type: Any, kwargs: Mapping[str, Any]) -> An
     """
     if not isinstance(key, str):
         raise TypeError(f"a tag must be a str, got {type(key)}")
-    kind = data_type
-    if not isinstance(kind, AnalyticsDataType):
-        if not isinstance(kind, Enum) or type(kind).__name__ != "AnalyticsDataType":
-            raise TypeError(f"data_type must be an AnalyticsDataType, got {type(kind)}")
-        kind = AnalyticsDataType(kind.value)
+    kind = data_type if isinstance(data_type, AnalyticsDataType) else _own(data_type)
     _check_step(kwargs.get("global_step"))
     path = kwargs.get("path")
     if path is not None and not isinstance(path, str):
@@ -67,6 +63,15 @@ def check(key: Any, value: Any, data_type: Any, kwargs: Mapping[str, Any]) -> An
     elif kind is _Kind.TEXT and not isinstance(value, str):
         raise TypeError(f"{key!r}: a TEXT must be a str, got {type(value)}")
     return kind
+
+
+def _own(data_type: Any) -> AnalyticsDataType:
+    """The member of NVFLARE's enum as one of ours."""
+    if isinstance(data_type, Enum) and type(data_type).__name__ == "AnalyticsDataType":
+        found = AnalyticsDataType.__members__.get(data_type.name)
+        if found is not None:
+            return found
+    raise TypeError(f"data_type must be an AnalyticsDataType, got {data_type!r}")
 
 
 def _check_step(step: Any) -> None:

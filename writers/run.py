@@ -158,7 +158,9 @@ class Run:
 
     def _tell_more(self, shared: _Shared) -> None:
         """A second handle on an open run: what it adds to the run's start goes in as events of their own."""
-        config = {k: v for k, v in self._start.get("config", {}).items() if k not in shared.start.get("config", {})}
+        config = {
+            k: v for k, v in self._start.get("config", {}).items() if k not in shared.start.get("config", {})
+        }
         if config:
             shared.stream.append("param", {"params": config, "overwrite": True})
         if self._start.get("tags"):
@@ -190,7 +192,14 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags; the last value of a name stays. None removes it."""
-        self.event("tag", {"tags": {clean_text(str(k)): None if v is None else clean_text(str(v)) for k, v in tags.items()}})
+        self.event(
+            "tag",
+            {
+                "tags": {
+                    clean_text(str(k)): None if v is None else clean_text(str(v)) for k, v in tags.items()
+                }
+            },
+        )
 
     def log_text(self, key: str, text: str, step: int | None = None, *, path: str | None = None) -> None:
         """Logs a text under a key, or as the file `path` of the run."""
@@ -208,7 +217,10 @@ class Run:
         """Logs the distribution of an array or sequence of numbers (uses numpy)."""
         from spoolagent.writers.media import histogram
 
-        self.event("histogram", {"key": clean_text(key), **histogram(values, bins), **optional(step=check_step(step))})
+        self.event(
+            "histogram",
+            {"key": clean_text(key), **histogram(values, bins), **optional(step=check_step(step))},
+        )
 
     def log_image(self, key: str, image: Any, step: int | None = None, *, caption: str | None = None) -> None:
         """Logs an image: a path, encoded bytes, a PIL image, or an array of height x width (x channels).
@@ -218,9 +230,15 @@ class Run:
         from spoolagent.writers.media import image_payload
 
         data, fields = image_payload(image)
-        self.with_blob("image", {"key": clean_text(key), **fields, **optional(step=check_step(step), caption=caption)}, data)
+        self.with_blob(
+            "image",
+            {"key": clean_text(key), **fields, **optional(step=check_step(step), caption=caption)},
+            data,
+        )
 
-    def log_artifact(self, source: str | os.PathLike[str], path: str | None = None, *, kind: str | None = None) -> None:
+    def log_artifact(
+        self, source: str | os.PathLike[str], path: str | None = None, *, kind: str | None = None
+    ) -> None:
         """Logs a file, or all files of a directory, under the folder `path` of the run's artifacts.
 
         The content is copied into the spool now. Raises FileNotFoundError for a source that is not there.

@@ -1,6 +1,5 @@
 """What SummaryWriter's callers pass in, as event fields. numpy is imported only for arrays."""
 
-import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,17 +35,17 @@ def step_number(step: Any) -> int:
 
 
 def wall_ns(walltime: Any) -> int:
-    """Seconds since the epoch as nanoseconds that give the same float back when divided by 1e9."""
+    """Seconds since the epoch as the nearest nanoseconds, which give the same float back.
+
+    Raises TypeError for what is no number, ValueError for what is no time.
+    """
     if isinstance(walltime, (str, bytes)):
         raise TypeError(f"walltime must be a number of seconds, got {walltime!r}")
     seconds = float(walltime)
     if not 0 <= seconds < STEPS / 1e9:
         raise ValueError(f"walltime must be seconds since the epoch, got {walltime!r}")
-    ns = round(seconds * 1e9)
-    if ns / 1e9 != seconds:
-        unit = max(1, int(math.ulp(seconds) * 5e8))
-        ns = next((near for near in (ns - unit, ns + unit) if near / 1e9 == seconds), ns)
-    return ns
+    numerator, denominator = seconds.as_integer_ratio()
+    return (numerator * 2_000_000_000 + denominator) // (2 * denominator)
 
 
 def now_ns() -> int:
@@ -190,9 +189,12 @@ def histogram(values: Any, bins: Any, max_bins: int | None) -> dict[str, Any]:
     if max_bins is not None and len(counts) > max_bins:
         counts, edges = _merged(counts, edges, len(counts) // max_bins)
     filled = np.flatnonzero(counts)
-    if filled.size == 0:
+    if filled.size:
+        first, last = int(filled[0]), int(filled[-1]) + 1
+    elif len(counts) == 1:
+        first = last = 1  # torch shows a single bin although it is empty
+    else:
         raise ValueError("a histogram needs at least one value inside its bins")
-    first, last = int(filled[0]), int(filled[-1]) + 1
     # Only right edges are kept: an empty bin before the first filled one keeps that one's left edge.
     shown = [0, *counts[:last].tolist()] if first == 0 else counts[first - 1 : last].tolist()
     return {

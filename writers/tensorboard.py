@@ -9,7 +9,6 @@ Each call appends one line to the spool and returns. Calls raise what torch's ra
 nothing else. A value that the caller gave as a double stays one in the spool; the receiver narrows it.
 """
 
-import base64
 import os
 import threading
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any, Self
 from spoolagent.format.values import clean_text
 from spoolagent.writers import tb_runs, tb_values
 from spoolagent.writers.run import optional, status_of
+from spoolagent.writers.tb_files import FileWriter
 from spoolagent.writers.tb_unsupported import Unsupported
 
 _STEPS = tb_values.STEPS
@@ -246,7 +246,7 @@ class SummaryWriter(Unsupported):
         self._get_file_writer()
         self._append(kind, fields)
 
-    def _get_file_writer(self) -> "FileWriter":
+    def _get_file_writer(self) -> FileWriter:
         with _guard:
             if self._run.finished:
                 self._run.reopen()
@@ -261,12 +261,12 @@ class SummaryWriter(Unsupported):
             self._append("rewind", {"step": tb_values.step_number(step), **optional(context=self._context)})
 
     @property
-    def file_writer(self) -> "FileWriter | None":
+    def file_writer(self) -> FileWriter | None:
         """What takes serialized summaries; None after `close`."""
         return None if self._run.finished else self._files
 
     @property
-    def all_writers(self) -> "dict[Any, FileWriter] | None":
+    def all_writers(self) -> dict[Any, FileWriter] | None:
         """`file_writer` by its directory; None after `close`."""
         return None if self._run.finished else {self.log_dir: self._files}
 
@@ -285,57 +285,6 @@ class SummaryWriter(Unsupported):
         exc_tb: TracebackType | None,
     ) -> None:
         self._finish(status_of(exc_type, exc_val))
-
-
-class FileWriter:
-    """What `SummaryWriter._get_file_writer()` gives: takes protocol buffers that the caller has built."""
-
-    def __init__(self, writer: SummaryWriter) -> None:
-        self._writer = writer
-
-    def get_logdir(self) -> str:
-        """The directory that torch would have put an event file in."""
-        return str(self._writer.log_dir)
-
-    def add_summary(self, summary: Any, global_step: Any = None, walltime: Any = None) -> None:
-        """Logs a tensorboard.Summary as it is; for plugins that have no event type of their own."""
-        if not hasattr(summary, "SerializeToString"):
-            raise TypeError(f"expected a tensorboard.Summary, got {type(summary)}")
-        data = summary.SerializeToString()
-        key = summary.value[0].tag if summary.value else ""
-        log = self._writer._log  # noqa: SLF001 - the two classes are one thing
-        if len(data) < tb_values.LARGE:
-            log("tb_summary", {"key": key, "base64": base64.b64encode(data).decode()}, global_step, walltime)
-        else:
-            log("tb_summary", {"key": key}, global_step, walltime, data)
-
-    def add_event(self, event: Any, step: Any = None, walltime: Any = None) -> None:
-        """Logs the summary of a tensorboard.Event, now. Raises NotImplementedError for other events."""
-        if event.WhichOneof("what") != "summary":
-            raise NotImplementedError(
-                f"an Event with {event.WhichOneof('what')} is not supported by spoolagent yet: only summaries are"
-            )
-        self.add_summary(event.summary, (event.step or None) if step is None else step, walltime)
-
-    def add_graph(self, graph_profile: Any, walltime: Any = None) -> None:
-        """Not supported yet."""
-        raise NotImplementedError("FileWriter.add_graph is not supported by spoolagent yet")
-
-    def add_onnx_graph(self, graph: Any, walltime: Any = None) -> None:
-        """Not supported yet."""
-        raise NotImplementedError("FileWriter.add_onnx_graph is not supported by spoolagent yet")
-
-    def flush(self) -> None:
-        """As `SummaryWriter.flush`."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """As `SummaryWriter.close`."""
-        self._writer.close()
-
-    def reopen(self) -> None:
-        """After `close`: goes on with the same run."""
-        self._writer._get_file_writer()  # noqa: SLF001 - the two classes are one thing
 
 
 _guard = threading.RLock()

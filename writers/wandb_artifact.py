@@ -18,7 +18,7 @@ class Artifact:
     def __init__(
         self,
         name: str,
-        type: str,
+        type: str,  # noqa: A002 - W&B's name
         description: str | None = None,
         metadata: dict[str, Any] | None = None,
         incremental: bool = False,

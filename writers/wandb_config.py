@@ -131,7 +131,9 @@ class ConfigStatic:
         return self.__dict__.keys()
 
 
-def parse_config(params: Any, exclude: list[str] | None = None, include: list[str] | None = None) -> dict[str, Any]:
+def parse_config(
+    params: Any, exclude: list[str] | None = None, include: list[str] | None = None
+) -> dict[str, Any]:
     """What can be given as a config, as a dict. Raises UsageError for both `exclude` and `include`."""
     if exclude and include:
         raise UsageError("Expected at most only one of exclude or include")
@@ -156,7 +158,7 @@ def _to_dict(params: Any) -> dict[str, Any]:
 def from_yaml(path: str) -> dict[str, Any]:
     """The values of a W&B config file (`name: {value: ...}`). Raises ConfigError when it cannot be read."""
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped,unused-ignore] # the caller's, no dependency of ours
     except ImportError as error:
         raise ConfigError(f"{path}: reading a config file needs PyYAML: pip install pyyaml") from error
     try:

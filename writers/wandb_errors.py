@@ -36,11 +36,11 @@ class ConfigError(Error):
     """A value of the config would be changed without `allow_val_change`."""
 
 
-class NotSupported(UnsupportedError, AttributeError, NotImplementedError):
+class NotSupportedError(UnsupportedError, AttributeError, NotImplementedError):
     """The real wandb has this; offline, or here, it cannot be done."""
 
 
-class RunIdRefused(UsageError, ValueError):
+class RunIdError(UsageError, ValueError):
     """The run id is not legal here."""
 
 
@@ -53,8 +53,10 @@ class AlertLevel(enum.Enum):
 
 
 def refuse(what: str, instead: str = "") -> NoReturn:
-    """Raises NotSupported for `what`, naming what to do `instead`."""
-    raise NotSupported(f"{what} is not supported by spoolagent.writers.wandb{': ' if instead else ''}{instead}")
+    """Raises NotSupportedError for `what`, naming what to do `instead`."""
+    raise NotSupportedError(
+        f"{what} is not supported by spoolagent.writers.wandb{': ' if instead else ''}{instead}"
+    )
 
 
 _told: set[str] = set()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
 
@@ -76,7 +76,7 @@ class Image(WBValue):
 
     def summary(self) -> dict[str, Any]:
         """Type, size and caption."""
-        size = {k: self._fields[k] for k in ("width", "height") if k in self._fields}
+        size: dict[str, Any] = {k: v for k, v in self._fields.items() if k in ("width", "height")}
         return {"_type": self._log_type, **size, **optional(caption=self._caption)}
 
 
@@ -169,6 +169,6 @@ def _from_figure(figure: Any) -> tuple[bytes, dict[str, Any]]:
 
     if not hasattr(figure, "savefig") or not hasattr(figure, "get_size_inches"):
         figure = figure.gcf() if hasattr(figure, "gcf") else figure.figure
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # type: ignore[no-untyped-call,unused-ignore] # matplotlib is half typed
     canvas.draw()
     return raw_image(np.asarray(canvas.buffer_rgba()))

@@ -73,12 +73,20 @@ class Histogram(WBValue):
             self.histogram, self.bins = made.tolist(), bounds.tolist()
             total = float(array.sum(dtype=float)) if array.size else 0.0
             squares = float(np.square(array.astype(float)).sum())
-            low, high = (float(array.min()), float(array.max())) if array.size else (self.bins[0], self.bins[-1])
+            low, high = (
+                (float(array.min()), float(array.max())) if array.size else (self.bins[0], self.bins[-1])
+            )
         if len(self.histogram) > self.MAX_LENGTH:
             raise ValueError(f"The maximum length of a histogram is {self.MAX_LENGTH}")
         if len(self.histogram) + 1 != len(self.bins):
             raise ValueError("len(bins) must be len(histogram) + 1")
-        self._sums = {"min": low, "max": high, "num": sum(self.histogram), "sum": total, "sum_squares": squares}
+        self._sums = {
+            "min": low,
+            "max": high,
+            "num": sum(self.histogram),
+            "sum": total,
+            "sum_squares": squares,
+        }
 
     def parts(self, key: str, step: int) -> list[Part]:
         """A `histogram` event."""
@@ -91,7 +99,9 @@ class Histogram(WBValue):
         if not counts:
             return [Part("custom", {"name": "wandb.value", "data": {"key": key, "value": self.to_json()}})]
         return [
-            Part("histogram", {"key": key, **numbers, "left": edges[0], "limits": edges[1:], "counts": counts})
+            Part(
+                "histogram", {"key": key, **numbers, "left": edges[0], "limits": edges[1:], "counts": counts}
+            )
         ]
 
     def to_json(self, run: Any = None) -> dict[str, Any]:
@@ -125,7 +135,7 @@ class _File(WBValue):
 class Video(_File):
     """A video: a path, or an open binary file with its `format` (gif, mp4, webm, ogg).
 
-    Raises NotSupported for raw frames: encoding them would hold up training.
+    Raises NotSupportedError for raw frames: encoding them would hold up training.
     """
 
     EXTS: ClassVar[tuple[str, ...]] = ("gif", "mp4", "webm", "ogg")
@@ -133,23 +143,27 @@ class Video(_File):
     _kind = "video"
 
     def __init__(
-        self, data_or_path: Any, caption: str | None = None, fps: int | None = None, format: str | None = None
+        self,
+        data_or_path: Any,
+        caption: str | None = None,
+        fps: int | None = None,
+        format: str | None = None,  # noqa: A002 - W&B's name
     ) -> None:
         super().__init__(caption)
         del fps  # W&B uses it for raw frames only
-        if isinstance(data_or_path, (str, os.PathLike)):
-            path = os.fspath(data_or_path)
-            format = os.path.splitext(path)[1][1:].lower()
-        elif hasattr(data_or_path, "read"):
-            path = None
-            if format is None:
-                raise ValueError("wandb.Video requires a `format` argument when initializing with an io object.")
-        else:
+        encoding: str | None = format
+        path = os.fspath(data_or_path) if isinstance(data_or_path, (str, os.PathLike)) else None
+        if path is not None:
+            encoding = os.path.splitext(path)[1][1:].lower()
+        elif not hasattr(data_or_path, "read"):
             refuse("wandb.Video of raw frames", "write a file and give its path")
-        if format not in self.EXTS:
+        elif encoding is None:
+            raise ValueError("wandb.Video requires a `format` argument when initializing with an io object.")
+        if encoding not in self.EXTS:
             raise ValueError("wandb.Video accepts {} formats".format(", ".join(self.EXTS)))
-        self._data = read_file(path) if path is not None else data_or_path.read()
-        self._encoding = format
+        source: Any = data_or_path
+        self._data = read_file(path) if path is not None else source.read()
+        self._encoding = encoding
 
 
 class Audio(_File):
@@ -167,7 +181,9 @@ class Audio(_File):
             self._more = optional(sample_rate=sample_rate)
             return
         if sample_rate is None:
-            raise ValueError('Argument "sample_rate" is required when instantiating wandb.Audio with raw data.')
+            raise ValueError(
+                'Argument "sample_rate" is required when instantiating wandb.Audio with raw data.'
+            )
         self._encoding = "wav"
         self._data, frames, channels = _wav(data_or_path, int(sample_rate))
         self._more = {"sample_rate": int(sample_rate), "channels": channels, "frames": frames}
@@ -204,14 +220,15 @@ class Html(WBValue):
 
     def __init__(self, data: Any, inject: bool = True, data_is_not_path: bool = False) -> None:
         name = os.fspath(data) if isinstance(data, (str, os.PathLike)) else ""
+        source: Any = data
         if name and not data_is_not_path and name.endswith(".html") and os.path.isfile(name):
             self.html = read_file(name).decode()
         elif isinstance(data, str):
             self.html = data
-        elif hasattr(data, "read"):
-            if hasattr(data, "seek"):
-                data.seek(0)
-            self.html = data.read()
+        elif hasattr(source, "read"):
+            if hasattr(source, "seek"):
+                source.seek(0)
+            self.html = source.read()
         else:
             raise ValueError("data must be a string or an io object")
         if inject:

@@ -35,7 +35,7 @@ class _Node:
             if not isinstance(key, str):
                 raise TypeError(f"a summary's name must be a str, got {key!r}")
             made[key] = value.summary() if isinstance(value, WBValue) else friendly(value)
-            if isinstance(made[key], float) and made[key] != made[key]:  # noqa: PLR0124 - NaN test
+            if isinstance(made[key], float) and made[key] != made[key]:
                 made[key] = None  # as W&B writes it
         self._change(made)
 

@@ -12,7 +12,14 @@ from spoolagent.writers.wandb_values import friendly
 
 _INLINE = 256 << 10
 """Bytes of JSON from which a table goes to a blob."""
-_KINDS: dict[Any, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "dict"}
+_KINDS: dict[Any, str] = {
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    str: "string",
+    list: "list",
+    dict: "dict",
+}
 
 
 class Table(WBValue):
@@ -81,7 +88,9 @@ class Table(WBValue):
             return held
         kind = _kind_of(value)
         if kind is None and not self._optional[column]:
-            raise TypeError(f"Data row contained incompatible types: {self.columns[column]!r} is not optional")
+            raise TypeError(
+                f"Data row contained incompatible types: {self.columns[column]!r} is not optional"
+            )
         if kind is not None and held is not None and kind != held:
             raise TypeError(
                 f"Data row contained incompatible types: {self.columns[column]!r} holds {held}, got {kind}"
@@ -145,7 +154,11 @@ class Table(WBValue):
 
     def summary(self) -> dict[str, Any]:
         """Type and size."""
-        return {"_type": "table-file", "ncols": len(self.columns), "nrows": min(len(self.data), self.MAX_ROWS)}
+        return {
+            "_type": "table-file",
+            "ncols": len(self.columns),
+            "nrows": min(len(self.data), self.MAX_ROWS),
+        }
 
     def __getattr__(self, name: str) -> Any:
         if name in ("add_computed_columns", "set_pk", "set_fk", "get_index", "index_ref", "cast"):

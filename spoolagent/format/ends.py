@@ -52,7 +52,12 @@ def read_end(stream: str, first_seq: int) -> End | None:
         end = End(data["length"], data["last"], data["sha256"], data["reason"], data["time"])
     except KeyError:
         return None
-    fine = type(end.length) is int and type(end.last) is int and type(end.time_ns) is int and type(end.sha256) is str
+    fine = (
+        type(end.length) is int
+        and type(end.last) is int
+        and type(end.time_ns) is int
+        and type(end.sha256) is str
+    )
     return end if fine else None
 
 
@@ -129,7 +134,13 @@ def _write_end(stream: str, first: int, length: int, last: int, sha256: str) -> 
         return
     target = os.path.join(stream, end_name(first))
     line = encode_line(
-        {"length": length, "last": last, "sha256": sha256, "reason": "its writer died", "time": time.time_ns()}
+        {
+            "length": length,
+            "last": last,
+            "sha256": sha256,
+            "reason": "its writer died",
+            "time": time.time_ns(),
+        }
     )
     try:
         # One that is there is void (the writer went on after it) or damaged: only then is it replaced.

@@ -101,7 +101,20 @@ def _strings(value: object) -> None:
 
 
 def _start(data: dict[str, Any]) -> None:
-    _maybe(data, str, "api", "project", "experiment", "name", "group", "job_type", "notes", "host", "parent", "entity")
+    _maybe(
+        data,
+        str,
+        "api",
+        "project",
+        "experiment",
+        "name",
+        "group",
+        "job_type",
+        "notes",
+        "host",
+        "parent",
+        "entity",
+    )
     _maybe(data, int, "rank", "attempt", "pid")
     _maybe(data, dict, "config")
     _maybe(data, list, "labels")
@@ -139,7 +152,11 @@ def _image(data: dict[str, Any]) -> None:
     if data["encoding"] != "raw":
         return
     height, width, channels = data["height"], data["width"], data["channels"]
-    if min(height, width) < 0 or channels not in (1, 2, 3, 4) or height * width * channels != data["blob"]["size"]:
+    if (
+        min(height, width) < 0
+        or channels not in (1, 2, 3, 4)
+        or height * width * channels != data["blob"]["size"]
+    ):
         raise ValueError("raw image: height x width x channels is not the size of its blob")
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from spoolagent.errors import FormatError
 from spoolagent.format import live
@@ -247,10 +247,8 @@ def _end_status(
     said = ends[-1] if ends else {}
     status, code = said.get("status"), said.get("exit_code")
     exit_code = code if type(code) is int else None
-    if status == "failed":
-        return "failed", exit_code
-    if status == "finished" and ended == "closed":
-        return "finished", exit_code
+    if status in ("failed", "finished"):
+        return cast(RunState, status), exit_code
     return "killed", exit_code
 
 
@@ -267,3 +265,17 @@ def is_alive(folder: str, *, at_home: bool) -> bool | None:
     if (owner.host, owner.boot) == (live.host_name(), live.boot_id()):
         return live.is_locked(folder)
     return True if time.time_ns() - owner.time_ns < _RECENT_NS else None
+
+
+def start_fields(spool: str, key: StreamKey) -> dict[str, Any]:
+    """The `run_start` event with which the stream begins; empty when it is pruned, damaged or not there yet."""
+    segments = list_segments(stream_dir(spool, key))
+    if segments[:1] != [1]:
+        return {}
+    try:
+        with open(os.path.join(stream_dir(spool, key), segment_name(1)), "rb") as file:
+            file.readline(MAX_LINE)
+            line = decode_line(file.readline(MAX_LINE).removesuffix(b"\n"))
+    except (FormatError, FileNotFoundError):
+        return {}
+    return line if line.get("type") == "run_start" else {}

@@ -28,7 +28,15 @@ def parse_header(data: dict[str, Any], where: str) -> Header:
     number = data.get("format")
     if type(number) is int and number > FORMAT:
         raise NewerFormat(f"{where} is of format {number}, this version reads {FORMAT}: upgrade spoolagent")
-    kinds = {"format": int, "spool": str, "run": str, "writer": str, "attempt": int, "first": int, "created": int}
+    kinds = {
+        "format": int,
+        "spool": str,
+        "run": str,
+        "writer": str,
+        "attempt": int,
+        "first": int,
+        "created": int,
+    }
     wrong = [name for name, kind in kinds.items() if type(data.get(name)) is not kind]
     if wrong or data.get("role") not in ("main", "aux") or not isinstance(data.get("prev"), str | None):
         raise FormatError(f"{where} has no valid header ({', '.join(wrong) or 'role or prev'})")

@@ -69,7 +69,9 @@ class Live:
 
     def renew(self) -> None:
         """Writes the content anew, at once and in one piece (observers elsewhere see it change)."""
-        text = orjson.dumps({"host": host_name(), "boot": boot_id(), "pid": self._pid, "time": time.time_ns()})
+        text = orjson.dumps(
+            {"host": host_name(), "boot": boot_id(), "pid": self._pid, "time": time.time_ns()}
+        )
         os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
 
     def release(self) -> None:

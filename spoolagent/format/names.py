@@ -35,7 +35,9 @@ def check_case(kind: str, parent: str, name: str) -> None:
     folded = name.lower()
     for other in present:
         if other != name and other.lower() == folded:
-            raise NameRefused(f"{kind} name {name!r} differs only by case from {other!r} in {parent}: use that name")
+            raise NameRefused(
+                f"{kind} name {name!r} differs only by case from {other!r} in {parent}: use that name"
+            )
 
 
 def new_run_id() -> str:

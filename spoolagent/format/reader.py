@@ -20,7 +20,7 @@ from spoolagent.format.ends import End, read_end, read_pruned
 from spoolagent.format.events import Event, parse_event
 from spoolagent.format.header import Header, parse_header, read_segment_header
 from spoolagent.format.layout import list_segments, segment_name
-from spoolagent.format.lines import CRC_BYTES, MAX_LINE
+from spoolagent.format.lines import CRC_BYTES, MAX_LINE, has_valid_crc
 
 PATIENCE_S = 60.0
 """How long a bad line with its newline is read again before it is given up."""
@@ -144,13 +144,20 @@ class StreamReader:
             return self._missing_segment()
         try:
             size = os.fstat(fd).st_size
-            data = os.pread(fd, max(max_bytes, MAX_LINE + 1), self.position.offset) if size > self.position.offset else b""
+            data = (
+                os.pread(fd, max(max_bytes, MAX_LINE + 1), self.position.offset)
+                if size > self.position.offset
+                else b""
+            )
             if data and self._at_home:
                 self._sync(fd, path, size)
         finally:
             os.close(fd)
         if size < self.position.offset:
-            return self._wait_or(("shrunk", size), f"{path} is shorter than what was read of it", home=True) or "blocked"
+            return (
+                self._wait_or(("shrunk", size), f"{path} is shorter than what was read of it", home=True)
+                or "blocked"
+            )
         end = data.rfind(b"\n") + 1
         if end == 0 and len(data) > MAX_LINE:
             return self._oversized(data)
@@ -224,7 +231,9 @@ class StreamReader:
             return self._bad_line(line, "it is no event", heals=False)
         if event.seq < position.next_seq:
             return self._bad_line(line, f"seq {event.seq} stands there a second time", heals=False)
-        if event.seq > position.next_seq and not self._give_up_until(event.seq - 1, "their bytes are missing"):
+        if event.seq > position.next_seq and not self._give_up_until(
+            event.seq - 1, "their bytes are missing"
+        ):
             return "blocked"
         self._events.append(event)
         self._take(len(line) + 1, event.seq + 1)
@@ -242,7 +251,9 @@ class StreamReader:
         except FormatError as error:
             return self._bad_line(line, str(error), heals=False)
         if header.writer != os.path.basename(self.stream) or header.first_seq != self.position.segment:
-            self._note = f"{self._path()} says that it is segment {header.first_seq} of writer {header.writer}"
+            self._note = (
+                f"{self._path()} says that it is segment {header.first_seq} of writer {header.writer}"
+            )
             return "blocked"
         self.header = header
         self._take(len(line) + 1, self.position.next_seq)
@@ -251,7 +262,9 @@ class StreamReader:
     def _bad_line(self, line: bytes, reason: str, *, heals: bool = True) -> State | None:
         offset = self.position.offset
         if heals:
-            state = self._wait_or(("bad", offset), f"{self._path()} has a bad line at byte {offset}: {reason}", home=False)
+            state = self._wait_or(
+                ("bad", offset), f"{self._path()} has a bad line at byte {offset}: {reason}", home=False
+            )
             if state is not None:
                 return state
         self._bad.append(Bad(self.position.segment, offset, line + b"\n", reason))
@@ -261,7 +274,9 @@ class StreamReader:
 
     def _oversized(self, data: bytes) -> State:
         """More than a line's limit without a newline: nothing of format 1 begins here."""
-        state = self._wait_or(("bad", self.position.offset), f"{self._path()} has a line of over 1 MiB", home=False)
+        state = self._wait_or(
+            ("bad", self.position.offset), f"{self._path()} has a line of over 1 MiB", home=False
+        )
         if state is not None:
             return state
         self._bad.append(Bad(self.position.segment, self.position.offset, data, "a line of over 1 MiB"))
@@ -271,7 +286,9 @@ class StreamReader:
 
     def _seal_line(self, line: bytes, fields: dict[str, Any]) -> State | None:
         last, closed = fields["seal"], fields.get("closed") is True
-        if last >= self.position.next_seq and not self._give_up_until(last, "their bytes are missing before the seal"):
+        if last >= self.position.next_seq and not self._give_up_until(
+            last, "their bytes are missing before the seal"
+        ):
             return "blocked"
         if closed:
             return "closed"
@@ -290,7 +307,9 @@ class StreamReader:
 
     def _enter(self, first: int) -> State:
         """Goes on in the segment `first`, with what is missing before it given up if it must be."""
-        if first > self.position.next_seq and not self._give_up_until(first - 1, f"missing before segment {first}"):
+        if first > self.position.next_seq and not self._give_up_until(
+            first - 1, f"missing before segment {first}"
+        ):
             return "blocked"
         self.position = Position(first, 0, max(self.position.next_seq, first))
         return "more"
@@ -299,8 +318,10 @@ class StreamReader:
         segments = list_segments(self.stream)
         if not segments:
             return "waiting"
-        if segments[0] > self.position.next_seq and not self._pruned() and not self._give_up_until(
-            segments[0] - 1, "the stream's first segment is missing"
+        if (
+            segments[0] > self.position.next_seq
+            and not self._pruned()
+            and not self._give_up_until(segments[0] - 1, "the stream's first segment is missing")
         ):
             return "blocked"
         self.position = Position(segments[0], 0, max(self.position.next_seq, segments[0]))
@@ -322,7 +343,9 @@ class StreamReader:
         pruned = read_pruned(self.stream)
         if pruned is None or pruned.through < self.position.next_seq:
             return False
-        self._lost.append(Lost(self.position.next_seq, pruned.through, "pruned before this receiver had read it"))
+        self._lost.append(
+            Lost(self.position.next_seq, pruned.through, "pruned before this receiver had read it")
+        )
         self.position = self.position._replace(next_seq=pruned.through + 1)
         return True
 
@@ -339,9 +362,27 @@ class StreamReader:
             self._torn(torn)
             return self._enter(following)
         end = read_end(self.stream, self.position.segment)
-        if end is None or end.length < self.position.offset:
+        if end is None:
             return "waiting"
+        if end.length < self.position.offset:
+            return self._ended_in_damage(end, path, torn)
         return self._ended(end, torn)
+
+    def _ended_in_damage(self, end: End, path: str, torn: bytes) -> State:
+        """Whole lines follow where the `.end` says that the stream ends: damaged ones, or its writer went on."""
+        with open(path, "rb") as file:
+            file.seek(end.length)
+            lines = file.read(self.position.offset - end.length).split(b"\n")[:-1]
+        if any(has_valid_crc(line) for line in lines):
+            return "waiting"  # the end is void
+        took = sum(_events_in(line) for line in lines)
+        if self.position.next_seq == end.last + 1 and took:
+            self._lost.append(
+                Lost(end.last + 1, end.last + took, "their bytes are damaged at the stream's end")
+            )
+            self.position = self.position._replace(next_seq=end.last + took + 1)
+        self._torn(torn)
+        return "dead"
 
     def _ended(self, end: End, torn: bytes) -> State:
         if end.length > self.position.offset or end.last >= self.position.next_seq:
@@ -392,7 +433,7 @@ class StreamReader:
         return True
 
     def _wait_or(self, what: tuple[object, ...], note: str, *, home: bool) -> State | None:
-        """"blocked" while `what` may still heal, None when patience is over. Another `what` begins anew.
+        """ "blocked" while `what` may still heal, None when patience is over. Another `what` begins anew.
 
         `home`: bytes are missing, for which a spool that is not the stream's home waits longer.
         """
@@ -406,3 +447,9 @@ class StreamReader:
             return "blocked"
         self._suspect = None
         return None
+
+
+def _events_in(line: bytes) -> int:
+    """How many events a damaged line was, as far as it can be told: a lost newline makes one of two."""
+    seals = any(mark in line for mark in (b'{"seal":', b'"sha256":"', b'"closed":'))
+    return max(1, line.count(b'"crc":"')) - seals

@@ -31,7 +31,9 @@ class Segment:
     then nothing more goes into this file). All methods raise OSError.
     """
 
-    def __init__(self, stream: str, first_seq: int, origin: Origin, prev: str | None, created_ns: int) -> None:
+    def __init__(
+        self, stream: str, first_seq: int, origin: Origin, prev: str | None, created_ns: int
+    ) -> None:
         self.path = os.path.join(stream, segment_name(first_seq))
         self.first_seq = first_seq
         self.created_ns = created_ns

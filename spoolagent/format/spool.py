@@ -34,9 +34,13 @@ def open_spool(path: str) -> Spool:
             raw = handle.read(1 << 16)
     except FileNotFoundError:
         what = "holds no spool.json" if os.path.isdir(path) else "does not exist"
-        raise UsageError(f"{path} is not a spool: it {what}; give the directory that training wrote to") from None
+        raise UsageError(
+            f"{path} is not a spool: it {what}; give the directory that training wrote to"
+        ) from None
     except NotADirectoryError:
-        raise UsageError(f"{path} is a file, not a spool directory; give the directory that training wrote to") from None
+        raise UsageError(
+            f"{path} is a file, not a spool directory; give the directory that training wrote to"
+        ) from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}; check its owner and mode") from error
     return Spool(path, _parse(raw, file))
@@ -46,13 +50,19 @@ def _parse(raw: bytes, file: str) -> str:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise FormatError(f"{file} is damaged ({error}); restore it from a backup or run 'spoolagent fsck'") from error
+        raise FormatError(
+            f"{file} is damaged ({error}); restore it from a backup or run 'spoolagent fsck'"
+        ) from error
     number = value.get("format") if isinstance(value, dict) else None
     if type(number) is int and number > FORMAT:
-        raise NewerFormat(f"{file} says format {number}, this version reads format {FORMAT}: upgrade spoolagent")
+        raise NewerFormat(
+            f"{file} says format {number}, this version reads format {FORMAT}: upgrade spoolagent"
+        )
     uuid = value.get("spool") if isinstance(value, dict) else None
     if number != FORMAT or not isinstance(uuid, str) or _UUID.fullmatch(uuid) is None:
-        raise FormatError(f'{file} is damaged: expected {{"format":1,"spool":"<uuid>"}}; run \'spoolagent fsck\'')
+        raise FormatError(
+            f'{file} is damaged: expected {{"format":1,"spool":"<uuid>"}}; run \'spoolagent fsck\''
+        )
     return uuid
 
 
@@ -74,7 +84,11 @@ def create_spool(path: str) -> Spool:
         except FileExistsError:
             pass  # another process made it first
         except NotADirectoryError as error:
-            raise UsageError(f"{path} cannot be a spool: {error.filename} is not a directory; choose another path") from None
+            raise UsageError(
+                f"{path} cannot be a spool: {error.filename} is not a directory; choose another path"
+            ) from None
         except OSError as error:
-            raise UsageError(f"{path} cannot be made a spool: {error.strerror}; choose a writable path") from error
+            raise UsageError(
+                f"{path} cannot be made a spool: {error.strerror}; choose a writable path"
+            ) from error
     return open_spool(path)

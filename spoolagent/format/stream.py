@@ -86,6 +86,7 @@ class StreamWriter:
 
     def _reset(self) -> None:
         self.writer = new_writer_id()
+        self._born_ns = time.time_ns()
         self.seq = 0
         """seq of the last event written."""
         self.closed = False
@@ -135,7 +136,12 @@ class StreamWriter:
 
     def _write(self, body: bytes) -> None:
         segment = self._segment
-        if segment is None or segment.broken or self._gap is not None or segment.size > self.options.segment_bytes:
+        if (
+            segment is None
+            or segment.broken
+            or self._gap is not None
+            or segment.size > self.options.segment_bytes
+        ):
             segment = self._ready()
             if segment is None:
                 self._count_drop(orjson.loads(body)["time"])
@@ -217,7 +223,7 @@ class StreamWriter:
         try:
             self._origin = Origin(spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch)
             segment = Segment(hidden, 1, self._origin, None, time.time_ns())
-            start = {"seq": 1, "time": time.time_ns(), "type": "run_start", **self._start()}
+            start = {"seq": 1, "time": self._born_ns, "type": "run_start", **self._start()}
             segment.append(encode_line(start))
             durable.fsync_fd(segment.fd, segment.path)
             durable.fsync_dir(hidden)
@@ -278,7 +284,9 @@ class StreamWriter:
     def _complain(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            self._warn(f"cannot write to the spool ({message}). Training goes on, events are dropped and counted.")
+            self._warn(
+                f"cannot write to the spool ({message}). Training goes on, events are dropped and counted."
+            )
 
     def _count_drop(self, time_ns: int) -> None:
         self.dropped += 1

@@ -87,7 +87,7 @@ class Child:
         threading.Thread(target=self._hear, name="stdin", daemon=True).start()
 
     def _hear(self) -> None:
-        for line in sys.stdin.buffer:
+        while line := read_line():
             if line.strip() == b"go":
                 self._go.set()
         self.stop()
@@ -186,6 +186,17 @@ class Child:
         return code
 
 
+def read_line() -> bytes:
+    """A line of standard input, or b"" at its end. Unbuffered: a buffer's lock, held by a thread, breaks exit."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            break
+        line += byte
+    return bytes(line)
+
+
 def main() -> int:
     """Runs the job on standard input."""
     guard = threading.Lock()
@@ -197,7 +208,7 @@ def main() -> int:
             except OSError:
                 return  # the supervisor is gone; standard input says so, too
 
-    job = decode_job(sys.stdin.buffer.readline())
+    job = decode_job(read_line())
     child = Child(job, say)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, child.stop)
@@ -210,8 +221,6 @@ def main() -> int:
     except OSError as error:
         say(failed=f"{error.filename or job.agent.spool}: {error.strerror or error}", code=1)
         return 1
-
-
 
 
 if __name__ == "__main__":

@@ -38,5 +38,3 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
         Batch(stream=batch.stream, events=batch.events[:middle], blobs=batch.blobs, again=batch.again),
         Batch(stream=batch.stream, events=batch.events[middle:], blobs=batch.blobs, again=batch.again),
     )
-
-

@@ -40,4 +40,6 @@ def _factory(point: EntryPoint) -> object:
     try:
         return point.load()
     except ImportError as error:
-        raise UsageError(f"receiver {point.name} cannot be loaded ({error}): pip install 'spoolagent[{point.name}]'") from error
+        raise UsageError(
+            f"receiver {point.name} cannot be loaded ({error}): pip install 'spoolagent[{point.name}]'"
+        ) from error

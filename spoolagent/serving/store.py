@@ -103,7 +103,9 @@ class Named(NamedTuple):
 def target_dir(spool: str, identity: str) -> str:
     """Where the agents keep what belongs to one target."""
     kind = re.sub(r"[^a-z0-9]+", "-", identity.partition(":")[0].lower())[:20]
-    return os.path.join(spool, AGENT_DIR, "receivers", f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}")
+    return os.path.join(
+        spool, AGENT_DIR, "receivers", f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    )
 
 
 class Store:
@@ -132,7 +134,9 @@ class Store:
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
         elif version != _VERSION:
-            raise SpoolError(f"{self.path} is of version {version}, this version uses {_VERSION}: upgrade spoolagent")
+            raise SpoolError(
+                f"{self.path} is of version {version}, this version uses {_VERSION}: upgrade spoolagent"
+            )
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (identity,))
 
     def close(self) -> None:
@@ -143,7 +147,9 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- the receiver's state (contract.State) -----------------------------------------------------------
@@ -166,7 +172,9 @@ class Store:
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Keys that begin with `prefix`, in order, with their values."""
-        rows = self._db.execute("SELECT key FROM kv WHERE key >= ? AND key < ?", (prefix, prefix + "\U0010ffff"))
+        rows = self._db.execute(
+            "SELECT key FROM kv WHERE key >= ? AND key < ?", (prefix, prefix + "\U0010ffff")
+        )
         keys = {row[0] for row in rows} | {k for k in self._overlay if k.startswith(prefix)}
         for key in sorted(keys):
             value = self.get(key)
@@ -190,12 +198,16 @@ class Store:
     def streams(self) -> dict[StreamKey, tuple[Position, StreamFacts]]:
         """Every stream that has a cursor."""
         rows = self._db.execute("SELECT site, run, writer, segment, offset, next_seq, facts FROM streams")
-        return {StreamKey(*row[:3]): (Position(*row[3:6]), StreamFacts(**orjson.loads(row[6]))) for row in rows}
+        return {
+            StreamKey(*row[:3]): (Position(*row[3:6]), StreamFacts(**orjson.loads(row[6]))) for row in rows
+        }
 
     def named(self) -> list[Named]:
         """The batches that may have been delivered without their commit, oldest first."""
         found = []
-        for site, run, writer, content in self._db.execute("SELECT site, run, writer, content FROM named ORDER BY number"):
+        for site, run, writer, content in self._db.execute(
+            "SELECT site, run, writer, content FROM named ORDER BY number"
+        ):
             data = orjson.loads(content)
             found.append(Named(StreamKey(site, run, writer), Position(*data["position"]), data["last_seq"]))
         return found
@@ -218,7 +230,8 @@ class Store:
             if name is not None:
                 content = orjson.dumps({"position": tuple(name.position), "last_seq": name.last_seq})
                 self._db.execute(
-                    "INSERT OR REPLACE INTO named (site, run, writer, content) VALUES (?, ?, ?, ?)", (*name.key, content)
+                    "INSERT OR REPLACE INTO named (site, run, writer, content) VALUES (?, ?, ?, ?)",
+                    (*name.key, content),
                 )
         self._overlay = {}
 
@@ -229,7 +242,10 @@ class Store:
             site, run_id, content = change.told
             run("INSERT OR REPLACE INTO told VALUES (?, ?, ?)", (site, run_id, orjson.dumps(content)))
         for kind, count in change.skipped.items():
-            run("INSERT INTO skipped VALUES (?, ?) ON CONFLICT (type) DO UPDATE SET n = n + excluded.n", (kind, count))
+            run(
+                "INSERT INTO skipped VALUES (?, ?) ON CONFLICT (type) DO UPDATE SET n = n + excluded.n",
+                (kind, count),
+            )
         key = change.key
         if key is None or change.facts is None:
             return

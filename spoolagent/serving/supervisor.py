@@ -126,7 +126,9 @@ class WorkerProcess:
         try:
             self.process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.report(f"{self.name}: did not end in time, killed; what it had not committed is delivered again")
+            self.report(
+                f"{self.name}: did not end in time, killed; what it had not committed is delivered again"
+            )
             self.process.kill()
             self.process.wait()
         self.poll()
@@ -146,10 +148,14 @@ def _signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _processes(settings: ServeSettings, selection: Selection, *, replay: bool, report: Report) -> list[WorkerProcess]:
+def _processes(
+    settings: ServeSettings, selection: Selection, *, replay: bool, report: Report
+) -> list[WorkerProcess]:
     """A worker process for each receiver, not yet started. Raises UsageError for a receiver that cannot be."""
     if not settings.receivers:
-        raise UsageError("no receiver: give --to RECEIVER, or name some in [serve] to = [...] of the configuration")
+        raise UsageError(
+            "no receiver: give --to RECEIVER, or name some in [serve] to = [...] of the configuration"
+        )
     seen: dict[str, str] = {}
     made = []
     for receiver in settings.receivers:
@@ -168,9 +174,7 @@ def _processes(settings: ServeSettings, selection: Selection, *, replay: bool, r
     return made
 
 
-def serve(
-    settings: ServeSettings, *, stop: threading.Event | None = None, report: Report = to_stderr
-) -> int:
+def serve(settings: ServeSettings, *, stop: threading.Event | None = None, report: Report = to_stderr) -> int:
     """Serves until SIGTERM or SIGINT (or `stop`). Returns the exit code. Raises UsageError before it starts."""
     stop = stop or threading.Event()
     spool = open_spool(settings.agent.spool)
@@ -262,7 +266,9 @@ def _wait_ready(processes: list[WorkerProcess], stop: threading.Event) -> None:
         while not process.ready.wait(_TICK_S) and not stop.is_set():
             code = process.poll()
             if code is not None and not process.ready.is_set():
-                error = SpoolError(process.failed or f"{process.name}: its worker ended with code {code} before it began")
+                error = SpoolError(
+                    process.failed or f"{process.name}: its worker ended with code {code} before it began"
+                )
                 error.exit_code = code if code in (1, 2, 3) else 1
                 raise error
 
@@ -270,7 +276,9 @@ def _wait_ready(processes: list[WorkerProcess], stop: threading.Event) -> None:
 def _summary(process: WorkerProcess, report: Report) -> int:
     done = process.done
     if done is None:
-        report(f"{process.name}: its worker ended early (code {process.code}) {process.failed}; run the replay again, it goes on")
+        report(
+            f"{process.name}: its worker ended early (code {process.code}) {process.failed}; run the replay again, it goes on"
+        )
         return 1
     line = f"{process.name}: {done['delivered']} events delivered"
     if done["dead"]:

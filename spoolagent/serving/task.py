@@ -7,6 +7,7 @@ from spoolagent.contract import Stream
 from spoolagent.errors import FormatError
 from spoolagent.format.blobs import references
 from spoolagent.format.ends import is_closed, read_end
+from spoolagent.format.events import check
 from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey, blob_path, list_segments, segment_name, stream_dir
 from spoolagent.format.reader import Chunk, Position, StreamReader
@@ -180,7 +181,11 @@ class Task:
         """What a receiver is told of the stream."""
         facts = self.facts
         return Stream(
-            key=self.key, role=facts.role, attempt=facts.attempt, created_ns=facts.created_ns, spool=facts.spool
+            key=self.key,
+            role=facts.role,
+            attempt=facts.attempt,
+            created_ns=facts.created_ns,
+            spool=facts.spool,
         )
 
     # -- blobs -------------------------------------------------------------------------------------------------
@@ -193,8 +198,11 @@ class Task:
         """
         assert self.held is not None
         for event in self.held.events:
-            for ref in references(event.data):
-                if len(ref["sha256"]) == 64 and not os.path.exists(blob_path(self._spool.path, self.key.site, ref["sha256"])):
+            refs = references(event.data)
+            if not refs or check(event) is not None:
+                continue
+            for ref in refs:
+                if not os.path.exists(blob_path(self._spool.path, self.key.site, ref["sha256"])):
                     return None if self._waited_for(ref["sha256"]) else str(ref["sha256"])
         return None
 

@@ -92,16 +92,21 @@ class Worker:
             self._runs.setdefault((key.site, key.run), set()).add(key)
             if not self._selection.takes_run(key.site, key.run):
                 continue
+            self._touched.add((key.site, key.run))  # a crash may have come before its state was told
             if facts.end in ("closed", "dead"):
                 self._finished[key] = facts
             else:
                 self._add(self._task(key, position, facts))
         for named in self._store.named():
+            if named.key not in self._tasks:
+                self._consider(named.key)  # its very first batch
             if named.key in self._tasks:
                 self._tasks[named.key].redo(named)
 
     def _task(self, key: StreamKey, position: Position, facts: StreamFacts) -> Task:
-        return Task(self._spool, key, position, facts, agent=self._agent, limits=self._limits, clock=self._clock)
+        return Task(
+            self._spool, key, position, facts, agent=self._agent, limits=self._limits, clock=self._clock
+        )
 
     def _add(self, task: Task) -> None:
         self._tasks[task.key] = task
@@ -136,7 +141,9 @@ class Worker:
             if key not in self._tasks:
                 self._consider(key)
         waiting = [task for task in self._tasks.values() if task.held is not None]
-        return list({id(t): t for t in [*waiting, *(self._tasks[k] for k in keys if k in self._tasks)]}.values())
+        return list(
+            {id(t): t for t in [*waiting, *(self._tasks[k] for k in keys if k in self._tasks)]}.values()
+        )
 
     def _discover(self) -> None:
         """Looks for streams that are new, and now and then at those that were taken for finished."""
@@ -153,7 +160,11 @@ class Worker:
                     self._add(self._task(key, *positions[key]))
 
     def _consider(self, key: StreamKey) -> None:
-        if ".fork-" in key.writer or not self._selection.takes_run(key.site, key.run) or key in self._finished:
+        if (
+            ".fork-" in key.writer
+            or not self._selection.takes_run(key.site, key.run)
+            or key in self._finished
+        ):
             return
         self._add(self._task(key, START, StreamFacts()))
 
@@ -198,7 +209,11 @@ class Worker:
         mine = (task.facts.attempt, task.facts.created_ns, task.key)
         for key in keys:
             other = self._tasks.get(key)
-            if other is None or other is task or (other.facts.attempt, other.facts.created_ns, other.key) > mine:
+            if (
+                other is None
+                or other is task
+                or (other.facts.attempt, other.facts.created_ns, other.key) > mine
+            ):
                 continue
             if other.state == "new":
                 try:
@@ -429,7 +444,9 @@ class Worker:
         while self._unsure:
             site, run = self._unsure.pop()
             told = self._told[site, run]
-            end = RunEnd(site=site, run=run, status=told["status"], time_ns=told["time"], exit_code=told["exit"])
+            end = RunEnd(
+                site=site, run=run, status=told["status"], time_ns=told["time"], exit_code=told["exit"]
+            )
             if not self._set_status(end):
                 return False
             self._is_back()

@@ -1,0 +1,112 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere. Always on standard error."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from spoolagent.cli.common import clean, note, out, size_text
+
+_LINE_EVERY_S = 10.0
+_LOOK_EVERY = 1 << 20
+
+
+class ByteProgress:
+    """Counts bytes. `total` is called only where a bar is shown."""
+
+    def __init__(self, what: str, total: Callable[[], int]) -> None:
+        self.done = 0
+        self.console: Console = out()
+        """Where findings are printed, above the bar."""
+        self._what = what
+        self._shown = 0
+        self._line_at = time.monotonic() + _LINE_EVERY_S
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(what, total=total())
+            if sys.stdout.isatty():
+                self.console = self._bar.console
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, size: int) -> None:
+        """So many bytes more are done."""
+        self.done += size
+        if self.done - self._shown < _LOOK_EVERY:
+            return
+        self._shown = self.done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        elif time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + _LINE_EVERY_S
+            note(f"{self._what}: {size_text(self.done)} so far")
+
+
+class EventProgress:
+    """Shows how many events each receiver was given; called with {receiver: events}."""
+
+    def __init__(self) -> None:
+        self._line_at = time.monotonic() + _LINE_EVERY_S
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("events"),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def report(self, line: str) -> None:
+        """A line for the person who watches, above the bar."""
+        if self._bar is None:
+            note(line)
+        else:
+            self._bar.console.print(Text(f"spoolagent: {clean(line)}"), soft_wrap=True)
+
+    def __call__(self, delivered: dict[str, int]) -> None:
+        """What each receiver has by now."""
+        if self._bar is not None:
+            for name, events in delivered.items():
+                if name not in self._tasks:
+                    self._tasks[name] = self._bar.add_task(name, total=None)
+                self._bar.update(self._tasks[name], completed=events)
+        elif time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + _LINE_EVERY_S
+            note(", ".join(f"{name}: {events} events so far" for name, events in delivered.items()))

@@ -1,0 +1,5 @@
+"""`status`: how the spool and its receivers stand."""
+
+import typer
+
+app = typer.Typer()

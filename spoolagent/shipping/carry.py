@@ -1,0 +1,114 @@
+"""What one session knows about one stream that it ships: where to, how far, and what it waits for."""
+
+import time
+from collections.abc import Callable
+
+from spoolagent.errors import FormatError, NewerFormat
+from spoolagent.format.header import read_header
+from spoolagent.format.layout import StreamKey
+from spoolagent.shipping.blobs import BlobCarrier
+from spoolagent.shipping.report import Tally
+from spoolagent.shipping.source import reading, signature, stream_path
+from spoolagent.shipping.target import Target
+from spoolagent.shipping.walk import Forked, Memory, State, Walk
+
+_MAX_FORKS = 8
+
+
+class StreamCarrier:
+    """Carries one stream. `carry` may be called at any time, from one thread.
+
+    `home` is the uuid of the spool: bytes that are missing in a stream born elsewhere are waited for longer.
+    Raises SourceError when the stream does not lie in the spool.
+    """
+
+    def __init__(
+        self,
+        spool: str,
+        home: str,
+        key: StreamKey,
+        target: Target,
+        blobs: BlobCarrier,
+        tally: Tally,
+        *,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.key = key
+        self.path = stream_path(spool, key)
+        self.state: State = "current"
+        self.failures = 0
+        """Times in a row that it could not be carried."""
+        self.retry_at = 0.0
+        self._home, self._target, self._blobs, self._tally = home, target, blobs, tally
+        self._patience_s, self._clock = patience_s, clock
+        self._is_home: bool | None = None
+        self._writer = key.writer
+        self._seen: object = None
+        self._memory = Memory()
+
+    def forget(self) -> None:
+        """Compares everything again the next time: the target was away, or another shipper was at work."""
+        self._seen = None
+        self._writer = self.key.writer
+        self._memory = Memory()
+
+    def is_home(self) -> bool:
+        """True when the stream was born in this spool. Raises SourceError."""
+        if self._is_home is None:
+            try:
+                with reading(self.path):
+                    header = read_header(self.path)
+            except NewerFormat:
+                return False
+            if header is None:
+                return False
+            self._is_home = header.spool == self._home
+        return self._is_home
+
+    @property
+    def was_carried(self) -> bool:
+        """False before it was carried for the first time (or after `forget`)."""
+        return self._seen is not None
+
+    def is_quiet(self) -> bool:
+        """True when nothing has changed since it was carried last. Raises SourceError."""
+        return self._seen is not None and self._seen == signature(self.path)
+
+    def carry(self) -> State:
+        """Ships what can be shipped now. Raises what the target raises, SourceError, and FormatError."""
+        seen = signature(self.path)
+        if self.state != "waiting" and self._seen == seen:
+            return self.state
+        for _ in range(_MAX_FORKS):
+            try:
+                with self._target.stream(self.key._replace(writer=self._writer)) as copy:
+                    walk = Walk(self.path, self.key, copy, self._memory, self._blobs, self._tally)
+                    self.state = walk.run(self._is_over)
+                break
+            except Forked as fork:
+                self._fork(fork.mark)
+        else:
+            raise FormatError(
+                f"{self.path} differs from {_MAX_FORKS} forks at the target; look at them there"
+            )
+        self._seen = seen
+        if self.state != "waiting":
+            self._tally.clear("waiting", self.key)
+            self._memory.suspects.clear()
+        return self.state
+
+    def _fork(self, mark: str) -> None:
+        old, self._writer = self._writer, f"{self._writer}.fork-{mark}"
+        self._memory = Memory()
+        text = f"{self.key} differs from the target's {old}: neither was changed, it ships to {self._writer} there"
+        self._tally.note("fork", self.key, text)
+
+    def _is_over(self, what: tuple[object, ...], why: str, elsewhere_s: float) -> bool:
+        """True when `what` has been waited for long enough; a stream born elsewhere waits `elsewhere_s` at least."""
+        now = self._clock()
+        patience_s = self._patience_s if self.is_home() else max(self._patience_s, elsewhere_s)
+        if now - self._memory.suspects.setdefault(what, now) >= patience_s:
+            return True
+        self._tally.note("waiting", self.key, f"{self.path}: {why}; it is read again for {patience_s:g} s")
+        return False

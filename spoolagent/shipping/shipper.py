@@ -1,0 +1,267 @@
+"""The loop of `spoolagent ship`: look at every stream, carry what is new, wait, come back; for ever or once."""
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from spoolagent.errors import Locked, SpoolError, Unreachable
+from spoolagent.format import layout
+from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.layout import StreamKey
+from spoolagent.format.spool import Spool, open_spool
+from spoolagent.settings import AgentSettings, ShipSettings
+from spoolagent.shipping.blobs import BlobCarrier
+from spoolagent.shipping.carry import StreamCarrier
+from spoolagent.shipping.directory import open_target
+from spoolagent.shipping.places import KnownTarget, check_apart
+from spoolagent.shipping.report import Note, ShipReport, Tally, Tell
+from spoolagent.shipping.source import SourceError, reading
+from spoolagent.shipping.target import AnotherSpool, Away, OffsetRefused, Target
+from spoolagent.watching import Watcher
+
+_SLICE_S = 0.2
+"""How soon `stop` is noticed."""
+_ONCE_PAUSE_S = 0.2
+_RECHECK_S = 60.0
+"""How often streams that left the sweep are looked at again (a writer that was thought dead may go on)."""
+_IN_A_ROW = 3
+"""Streams that fail one after the other before the whole target counts as failing."""
+
+
+class Stop(Protocol):
+    """What `threading.Event` has."""
+
+    def is_set(self) -> bool:
+        """True when the shipper should end."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it should end, at most `timeout` s."""
+
+
+def backoff_s(failures: int, *, spread: Callable[[], float] = random.random) -> float:
+    """How long to wait after so many failures in a row: 0.5 s, doubled up to 60 s, half of it by chance."""
+    full = min(60.0, 0.5 * 2.0 ** min(failures - 1, 10))
+    return full * (0.5 + 0.5 * spread())
+
+
+def ship(settings: ShipSettings, *, stop: Stop, report: Tell, target: Target | None = None) -> ShipReport:
+    """Ships the spool to the target until `stop` is set, or `once`: what is there now.
+
+    `report` gets each Note as it happens. Raises UsageError when spool or target are not fit, and with `once`
+    Unreachable (or AnotherSpool) when the target cannot be reached or does not take what is shipped.
+    """
+    spool = open_spool(settings.agent.spool)
+    if target is None:
+        target = open_target(settings.target)
+        check_apart(spool.path, settings.target)
+    shipper = Shipper(spool, target, settings.agent, report)
+    if settings.once:
+        return shipper.once(stop)
+    return shipper.follow(stop)
+
+
+class Shipper:
+    """One session between one spool and one target."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        target: Target,
+        settings: AgentSettings,
+        tell: Tell,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spool, self._target, self._settings, self._clock = spool, target, settings, clock
+        self._tally = Tally(tell=tell)
+        self._known = KnownTarget(spool, target)
+        self._blobs = BlobCarrier(spool.path, target, self._tally)
+        self._deaths = DeathWatch(stale_after_s=settings.stale_after_s)
+        self._carriers: dict[StreamKey, StreamCarrier] = {}
+        self._done: set[StreamKey] = set()
+        self._blobs_looked_at: set[str] = set()
+        self._recheck_at = clock() + _RECHECK_S
+        self._failing = 0
+        self._is_open = False
+
+    # -- once ----------------------------------------------------------------------------------------------
+
+    def once(self, stop: Stop) -> ShipReport:
+        """Ships what is there. What may still heal is waited for, at most the patience of the settings."""
+        self._open()
+        failed = self._sweep(None, stop)
+        deadline = self._clock() + self._settings.patience_s + 5.0
+        while not failed and self._waiting() and self._clock() < deadline and not stop.wait(_ONCE_PAUSE_S):
+            failed = self._sweep(self._waiting(), stop)
+        if failed is not None:
+            raise failed
+        return self.report()
+
+    def report(self) -> ShipReport:
+        """What was done so far."""
+        return self._tally.report(len(self._done))
+
+    def _waiting(self) -> list[StreamKey]:
+        return [key for key, carrier in self._carriers.items() if carrier.state == "waiting"]
+
+    # -- following -----------------------------------------------------------------------------------------
+
+    def follow(self, stop: Stop) -> ShipReport:
+        """Ships until `stop` is set; comes through every outage of the target by itself."""
+        failures = 0
+        with Watcher(self._spool.path, self._settings.poll) as watcher:
+            hints: Iterable[StreamKey] | None = None
+            while not stop.is_set():
+                try:
+                    self._open()
+                    failed = self._sweep(hints, stop)
+                except (Unreachable, AnotherSpool, SourceError) as error:
+                    failed = error
+                if failed is not None and (not self._is_open or self._failing >= _IN_A_ROW):
+                    failures += 1
+                    self._tally.note("away", None, str(failed))
+                    stop.wait(backoff_s(failures))
+                    hints = None
+                    continue
+                if failures:
+                    failures = 0
+                    self._tally.clear("away", None)
+                    self._tally.tell(
+                        Note("back", None, f"the target takes data again: {self._target.identity}")
+                    )
+                hints = self._wait(watcher, stop)
+        return self.report()
+
+    def _wait(self, watcher: Watcher, stop: Stop) -> set[StreamKey] | None:
+        """Until hints come, or the sweep is due (None)."""
+        now = self._clock()
+        self._sweep_at = self._sweep_at if self._sweep_at > now else now
+        while not stop.is_set():
+            rest = self._sweep_at - self._clock()
+            hints = watcher.wait(max(0.0, min(rest, _SLICE_S)))
+            if hints:
+                return hints
+            if hints is None or self._clock() >= self._sweep_at:
+                return None
+        return set()
+
+    _sweep_at = 0.0
+
+    # -- one sweep -----------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Opens the target when it is not, and then forgets what was verified: it may have been restored."""
+        if self._is_open:
+            return
+        self._known.open()
+        self._is_open = True
+        self._failing = 0
+        self._done.clear()
+        self._blobs_looked_at.clear()
+        for carrier in self._carriers.values():
+            carrier.forget()
+            carrier.retry_at, carrier.failures = 0.0, 0
+
+    def _sweep(self, keys: Iterable[StreamKey] | None, stop: Stop) -> SpoolError | None:
+        """Looks at the streams `keys`, or all (None). The target's refusal, if any stream met one."""
+        refusal: SpoolError | None = None
+        if keys is None:
+            self._sweep_at = self._clock() + self._settings.sweep_interval_s
+            if self._clock() >= self._recheck_at:
+                self._recheck_at = self._clock() + _RECHECK_S
+                self._done.clear()
+        try:
+            if keys is None:
+                self._blobs.retry_missing()
+            for key in self._all() if keys is None else keys:
+                if stop.is_set():
+                    break
+                if keys is None and key in self._done:
+                    continue
+                refusal = self._look_at(key) or refusal
+        except (Away, AnotherSpool) as error:
+            self._is_open = False
+            return error
+        except Unreachable as error:
+            return error
+        return refusal
+
+    def _all(self) -> Iterable[StreamKey]:
+        site = ""
+        for key in layout.iter_streams(self._spool.path):
+            if key.site != site and key.site not in self._blobs_looked_at:
+                self._blobs.carry_all(key.site)
+                self._blobs_looked_at.add(key.site)
+            site = key.site
+            yield key
+
+    def _look_at(self, key: StreamKey) -> Unreachable | None:
+        """Carries one stream. Its own troubles stay its own; the target's are returned, in a row raised."""
+        self._tally.streams.add(key)
+        try:
+            carrier = self._carrier(key)
+            if self._clock() < carrier.retry_at:
+                return None
+            self._carry(carrier)
+        except (Away, AnotherSpool):
+            raise
+        except Unreachable as error:
+            self._failing += 1
+            self._put_off(key, error)
+            if self._failing >= _IN_A_ROW:
+                raise
+            return error
+        except SpoolError as error:
+            self._put_off(key, error)
+        else:
+            self._failing = 0
+        return None
+
+    def _carrier(self, key: StreamKey) -> StreamCarrier:
+        if key not in self._carriers:
+            self._carriers[key] = StreamCarrier(
+                self._spool.path,
+                self._spool.uuid,
+                key,
+                self._target,
+                self._blobs,
+                self._tally,
+                patience_s=self._settings.patience_s,
+                clock=self._clock,
+            )
+        return self._carriers[key]
+
+    def _carry(self, carrier: StreamCarrier) -> None:
+        key = carrier.key
+        self._done.discard(key)
+        try:
+            self._end_if_dead(carrier)
+            state = carrier.carry()
+        except (OffsetRefused, Locked) as error:  # another shipper is at it: next time
+            carrier.forget()
+            carrier.state = "waiting"
+            self._tally.note("waiting", key, str(error))
+            return
+        carrier.failures = 0
+        self._tally.clear("error", key)
+        if state == "done":
+            self._done.add(key)
+            del self._carriers[key]
+            self._deaths.forget(carrier.path)
+
+    def _end_if_dead(self, carrier: StreamCarrier) -> None:
+        """Only what is quiet is asked about: whoever writes lives."""
+        if carrier.is_home() and (
+            carrier.is_quiet() or carrier.state == "waiting" or not carrier.was_carried
+        ):
+            with reading(carrier.path):
+                end_dead_stream(carrier.path, self._deaths)
+
+    def _put_off(self, key: StreamKey, error: SpoolError) -> None:
+        self._tally.note("error", key, f"{key}: {error}")
+        carrier = self._carriers.get(key)
+        if carrier is not None:
+            carrier.forget()
+            carrier.failures += 1
+            carrier.retry_at = self._clock() + backoff_s(carrier.failures)

@@ -1,0 +1,445 @@
+"""The stream writer: format on disk, rotation, failures of the disk, threads, forks, signals."""
+
+import errno
+import os
+import signal
+import stat
+import threading
+
+import pytest
+from plain_reader import read_stream
+from spool_help import make_writer, python, streams, until, write_metrics
+
+from spoolagent.errors import EventTooLarge, NameRefused, UsageError
+from spoolagent.format import attempts, layout, live
+from spoolagent.format.durable import set_fault
+from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.stream import StreamWriter
+
+
+@pytest.fixture
+def fault():
+    yield set_fault
+    set_fault(None)
+
+
+def only(spool):
+    found = streams(spool)
+    assert len(found) == 1
+    return next(iter(found.values()))
+
+
+def test_a_stream_reads_back_with_the_plain_reader(tmp_path):
+    writer = make_writer(tmp_path / "s", start={"name": "x"})
+    write_metrics(writer, 10)
+    writer.close()
+    events, end = only(tmp_path / "s")
+    assert end == "closed"
+    assert events[0]["type"] == "run_start" and events[0]["name"] == "x"
+    assert [(e["step"], e["metrics"]["loss"]) for e in events[1:]] == [(i, i / 8) for i in range(10)]
+    assert all(a["time"] <= b["time"] for a, b in zip(events, events[1:], strict=False))
+
+
+@pytest.mark.parametrize("durability", ["process", "interval", "always", "queued"])
+def test_every_durability_writes_the_same_stream(tmp_path, durability):
+    writer = make_writer(tmp_path / "s", durability=durability)
+    write_metrics(writer, 500)
+    writer.close()
+    events, end = only(tmp_path / "s")
+    assert end == "closed" and [e["step"] for e in events[1:]] == list(range(500))
+
+
+def test_always_syncs_before_it_returns_and_process_does_not(tmp_path, fault):
+    for durability, expected in (("always", True), ("process", False)):
+        writer = make_writer(tmp_path / durability, durability=durability)
+        writer.open()
+        seen = []
+        fault(lambda operation, path, seen=seen: seen.append(operation))
+        write_metrics(writer, 1)
+        fault(None)
+        assert ("fsync" in seen) is expected
+        writer.close()
+
+
+def test_rotation_keeps_the_chain(tmp_path):
+    writer = make_writer(tmp_path / "s", segment_bytes=2000)
+    write_metrics(writer, 200)
+    writer.close()
+    (key,) = streams(tmp_path / "s")
+    assert len(layout.list_segments(layout.stream_dir(str(tmp_path / "s"), key))) > 5
+    assert [e["seq"] for e in only(tmp_path / "s")[0]] == list(range(1, 202))
+
+
+def test_rotation_by_age(tmp_path):
+    writer = make_writer(tmp_path / "s", segment_age_s=0.0)
+    write_metrics(writer, 3)
+    writer.tick()
+    write_metrics(writer, 3, 3)
+    writer.close()
+    (key,) = streams(tmp_path / "s")
+    assert len(layout.list_segments(layout.stream_dir(str(tmp_path / "s"), key))) == 2
+
+
+def test_everything_is_private(tmp_path):
+    old = os.umask(0)
+    try:
+        writer = make_writer(tmp_path / "s")
+        write_metrics(writer, 1)
+        writer.close()
+    finally:
+        os.umask(old)
+    for folder, _, names in os.walk(tmp_path / "s"):
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        for name in names:
+            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600
+
+
+def test_a_full_disk_drops_counts_and_leaves_a_gap(tmp_path, fault):
+    warnings = []
+    writer = make_writer(tmp_path / "s", warn=warnings.append)
+    write_metrics(writer, 3)
+
+    def full(operation, path):
+        if operation == "append":
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    fault(full)
+    write_metrics(writer, 4, 3)
+    fault(None)
+    write_metrics(writer, 2, 7)
+    writer.close()
+    events, end = only(tmp_path / "s")
+    assert end == "closed" and writer.dropped == 4 and len(warnings) == 1
+    assert [e.get("step") for e in events] == [None, 0, 1, 2, None, 7, 8]
+    gap = events[4]
+    assert (gap["type"], gap["dropped"]) == ("gap", 4) and "No space" in gap["reason"] and gap["from"] <= gap["to"]
+
+
+def test_half_a_line_is_cut_back(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 2)
+    calls = []
+
+    def short(fd, data):
+        calls.append(len(data))
+        return os.write(fd, data[: len(data) // 2]) if len(calls) == 1 else os.write(fd, data)
+
+    monkeypatch.setattr("spoolagent.format.durable.append", short)
+    write_metrics(writer, 3, 2)
+    writer.close()
+    events, end = only(tmp_path / "s")
+    assert end == "closed" and [e.get("step") for e in events] == [None, 0, 1, None, 3, 4]
+
+
+def test_a_line_that_cannot_be_cut_back_begins_a_new_segment(tmp_path, monkeypatch, fault):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 2)
+    state = {"left": 1}
+
+    def short(fd, data):
+        if state["left"]:
+            state["left"] = 0
+            return os.write(fd, data[: len(data) // 2])
+        return os.write(fd, data)
+
+    def no_truncate(operation, path):
+        if operation == "truncate":
+            raise OSError(errno.EIO, "Input/output error", path)
+
+    fault(no_truncate)
+    monkeypatch.setattr("spoolagent.format.durable.append", short)
+    write_metrics(writer, 2, 2)
+    writer.close()
+    key = next(layout.iter_streams(str(tmp_path / "s")))
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    assert layout.list_segments(folder) == [1, 4]
+    assert open(os.path.join(folder, layout.segment_name(1)), "rb").read()[-1:] != b"\n"  # the torn bytes stay
+    events, end = read_stream(folder)  # checks prev over the torn bytes, too
+    assert end == "closed" and [e["type"] for e in events[3:]] == ["gap", "metrics"]
+
+
+def test_a_failed_fsync_consumes_no_seq(tmp_path, fault):
+    writer = make_writer(tmp_path / "s", durability="always", warn=lambda _: None)
+    write_metrics(writer, 1)
+    failed = []
+
+    def broken(operation, path):
+        if operation == "fsync" and path.endswith(".jsonl") and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", path)
+
+    fault(broken)
+    write_metrics(writer, 2, 1)
+    fault(None)
+    writer.close()
+    events, _ = only(tmp_path / "s")
+    assert [e["type"] for e in events] == ["run_start", "metrics", "gap", "metrics"]
+    assert [e.get("step") for e in events] == [None, 0, None, 2]
+
+
+def test_an_unwritable_spool_never_raises_and_recovers(tmp_path, fault, monkeypatch):
+    monkeypatch.setattr("spoolagent.format.stream._RETRY_S", 0.0)
+    (tmp_path / "s").write_text("a file where the spool should be")
+    warnings = []
+    writer = make_writer(tmp_path / "s", warn=warnings.append)
+    write_metrics(writer, 3)
+    assert writer.dropped == 3 and len(warnings) == 1 and "is a file" in warnings[0]
+    (tmp_path / "s").unlink()
+    write_metrics(writer, 1, 3)
+    writer.close()
+    events, _ = only(tmp_path / "s")
+    assert [e["type"] for e in events] == ["run_start", "gap", "metrics"] and events[1]["dropped"] == 3
+
+
+def test_interrupt_between_write_and_bookkeeping_keeps_seqs_right(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 1)
+    real, state = os.write, {"n": 0}
+
+    def interrupted(fd, data):
+        written = real(fd, data)
+        state["n"] += 1
+        if state["n"] == 1:
+            raise KeyboardInterrupt
+        return written
+
+    monkeypatch.setattr("spoolagent.format.durable.append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_metrics(writer, 1, 1)
+    write_metrics(writer, 1, 2)
+    writer.close()
+    assert [e.get("step") for e in only(tmp_path / "s")[0]] == [None, 0, 1, 2]
+
+
+def test_a_signal_handler_may_log_in_the_middle_of_a_call(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 1)
+    real, state = os.write, {"n": 0}
+
+    def signalled(fd, data):
+        state["n"] += 1
+        if state["n"] == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(fd, data)
+
+    old = signal.signal(signal.SIGUSR1, lambda *_: write_metrics(writer, 1, 100))
+    monkeypatch.setattr("spoolagent.format.durable.append", signalled)
+    try:
+        write_metrics(writer, 1, 1)
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    writer.close()
+    assert [e.get("step") for e in only(tmp_path / "s")[0]] == [None, 0, 1, 100]
+
+
+def test_threads_share_a_stream(tmp_path):
+    writer = make_writer(tmp_path / "s", segment_bytes=20_000)
+    threads = [threading.Thread(target=write_metrics, args=(writer, 500, 1000 * n)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    events, _ = only(tmp_path / "s")
+    assert sorted(e["step"] for e in events[1:]) == sorted(1000 * n + i for n in range(8) for i in range(500))
+    for n in range(8):  # each thread's own order is kept
+        mine = [e["step"] for e in events[1:] if e["step"] // 1000 == n]
+        assert mine == sorted(mine)
+
+
+def test_a_forked_child_gets_a_stream_of_its_own(tmp_path):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 2)
+    child = os.fork()
+    if child == 0:
+        write_metrics(writer, 3, 10)
+        os._exit(0)
+    os.waitpid(child, 0)
+    write_metrics(writer, 1, 2)
+    writer.close()
+    found = streams(tmp_path / "s")
+    steps = sorted([e["step"] for e in events[1:]] for events, _ in found.values())
+    assert steps == [[0, 1, 2], [10, 11, 12]]
+
+
+def test_a_fork_without_a_log_call_makes_no_stream_and_frees_no_lock(tmp_path):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 1)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    key = next(layout.iter_streams(str(tmp_path / "s")))
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    probe = python("import sys; from spoolagent.format import live; print(live.is_locked(sys.argv[1]))", folder)
+    assert probe.communicate()[0].strip() == "True"
+    writer.close()
+    assert len(streams(tmp_path / "s")) == 1
+
+
+WRITE = """
+import sys, os
+sys.path.insert(0, sys.argv[2])
+from spool_help import make_writer, write_metrics
+w = make_writer(sys.argv[1], segment_bytes=3000)
+write_metrics(w, 100)
+print("ready", flush=True)
+sys.stdin.read() if len(sys.argv) > 3 else None
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_agent_ends_a_killed_writers_stream_once(tmp_path):
+    process = python(WRITE, tmp_path / "s", os.path.dirname(__file__))
+    process.communicate()
+    key = next(layout.iter_streams(str(tmp_path / "s")))
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    before = {n: open(os.path.join(folder, n), "rb").read() for n in os.listdir(folder) if n.endswith(".jsonl")}
+    assert end_dead_stream(folder, DeathWatch())
+    (side,) = [n for n in os.listdir(folder) if n.endswith(".end")]
+    content = open(os.path.join(folder, side), "rb").read()
+    assert end_dead_stream(folder, DeathWatch())
+    assert open(os.path.join(folder, side), "rb").read() == content
+    assert {n: open(os.path.join(folder, n), "rb").read() for n in before} == before
+    events, end = read_stream(folder)
+    assert end == "dead" and [e["step"] for e in events[1:]] == list(range(100))
+
+
+def test_torn_bytes_stay_and_are_not_in_the_end(tmp_path):
+    process = python(WRITE, tmp_path / "s", os.path.dirname(__file__))
+    process.communicate()
+    key = next(layout.iter_streams(str(tmp_path / "s")))
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    last = os.path.join(folder, layout.segment_name(layout.list_segments(folder)[-1]))
+    with open(last, "ab") as file:
+        file.write(b'{"seq":102,"time":1,"ty')
+    assert end_dead_stream(folder, DeathWatch())
+    events, end = read_stream(folder)
+    assert end == "dead" and len(events) == 101
+    assert open(last, "rb").read().endswith(b'"ty')
+
+
+def test_a_living_writer_of_another_process_is_left_alone(tmp_path):
+    import subprocess
+    import sys
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(tmp_path / "s"), os.path.dirname(__file__), "wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    key = next(layout.iter_streams(str(tmp_path / "s")))
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    watch = DeathWatch()
+    assert not end_dead_stream(folder, watch)
+    assert live.is_locked(folder)
+    process.stdin.close()
+    process.wait()
+    assert end_dead_stream(folder, watch)
+
+
+def test_a_writer_of_another_host_is_timed_by_our_own_clock(tmp_path, monkeypatch):
+    process = python(WRITE, tmp_path / "s", os.path.dirname(__file__))
+    process.communicate()
+    key = next(layout.iter_streams(str(tmp_path / "s")))
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    monkeypatch.setattr(live, "host_name", lambda: "another-host")
+    now = [0.0]
+    watch = DeathWatch(stale_after_s=60, clock=lambda: now[0])
+    assert not end_dead_stream(folder, watch)
+    now[0] = 59
+    assert not end_dead_stream(folder, watch)
+    with open(os.path.join(folder, "LIVE"), "r+b") as file:  # it was renewed
+        file.write(b'{"host":"h","boot":"b","pid":1,"time":2}')
+    now[0] = 61
+    assert not end_dead_stream(folder, watch)
+    now[0] = 122
+    assert end_dead_stream(folder, watch)
+
+
+def test_attempts(tmp_path):
+    spool = str(tmp_path / "s")
+    assert attempts.next_attempt(spool, "site-1", "run-1", None) == 1
+    first = make_writer(spool)
+    write_metrics(first, 1)
+    assert attempts.next_attempt(spool, "site-1", "run-1", None) == 1  # it lives: join it
+    first.close()
+    assert attempts.next_attempt(spool, "site-1", "run-1", None) == 2
+    job = make_writer(spool, attempt=2, launch="slurm:1.0:1")
+    write_metrics(job, 1)
+    assert attempts.next_attempt(spool, "site-1", "run-1", "slurm:1.0:2") == 3  # requeued, whatever lingers
+    job.close()
+    assert attempts.next_attempt(spool, "site-1", "run-1", "slurm:1.0:1") == 2  # a rank that comes late
+
+
+def test_launch_ids():
+    assert attempts.launch_id({}) is None
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    assert attempts.launch_id(slurm) != attempts.launch_id({**slurm, "SLURM_RESTART_COUNT": "1"})
+    elastic = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}
+    assert attempts.launch_id(elastic) == attempts.launch_id(dict(elastic))
+
+
+@pytest.mark.parametrize("name", ["", ".x", "a/b", "../x", "a b", "x" * 129, "ä", "a\n"])
+def test_illegal_names_are_refused(name):
+    from spoolagent.format.names import check_name
+
+    with pytest.raises(NameRefused):
+        check_name("run", name)
+
+
+def test_names_that_differ_by_case_are_refused(tmp_path):
+    first = make_writer(tmp_path / "s", run="Run")
+    write_metrics(first, 1)
+    first.close()
+    warnings = []
+    second = make_writer(tmp_path / "s", run="run", warn=warnings.append)
+    write_metrics(second, 1)
+    second.close()
+    assert "differs only by case" in warnings[0]
+    assert [key.run for key in streams(tmp_path / "s")] == ["Run"]
+
+
+def test_too_large_an_event_is_the_callers_mistake(tmp_path):
+    writer = make_writer(tmp_path / "s")
+    with pytest.raises(EventTooLarge):
+        writer.append("custom", {"name": "x", "data": "y" * (1 << 20)})
+    writer.append("custom", {"name": "x", "data": "y" * 1000})
+    writer.close()
+    assert [e["seq"] for e in only(tmp_path / "s")[0]] == [1, 2]
+
+
+def test_unknown_durability_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="sometimes"):
+        make_writer(tmp_path, durability="sometimes")
+
+
+def test_the_queue_drops_rather_than_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("spoolagent.format.stream._QUEUE_EVENTS", 5)
+    gate = threading.Event()
+    real = StreamWriter._write_queued
+    monkeypatch.setattr(StreamWriter, "_write_queued", lambda self, body: (gate.wait(), real(self, body)))
+    writer = make_writer(tmp_path / "s", durability="queued", warn=lambda _: None)
+    write_metrics(writer, 20)
+    dropped = writer.dropped
+    assert dropped >= 14
+    gate.set()
+    writer.close()
+    events, end = only(tmp_path / "s")
+    assert end == "closed"
+    assert sum(e.get("dropped", 0) for e in events) == dropped
+    assert sum(e["type"] == "metrics" for e in events) == 20 - dropped
+
+
+def test_interval_syncs_in_the_background(tmp_path, fault):
+    seen = []
+    writer = make_writer(tmp_path / "s")
+    writer.open()
+    fault(lambda operation, path: seen.append((operation, threading.current_thread().name)))
+    write_metrics(writer, 1)
+    until(lambda: ("fsync", "spoolagent-keeper") in seen, 10)
+    assert ("fsync", "MainThread") not in seen
+    fault(None)
+    writer.close()

@@ -1,0 +1,503 @@
+"""`wandb.Run`: rows that gather, config, summary, files; all of it into the spool.
+
+How rows are written (api "wandb"): each `log` call ends in a `metrics` event with the row's `step` and `commit`;
+what is no number goes before it as events of their own with `commit` false and the same step (wandb_rows.py). A
+call for a step that is gone keeps that step, where W&B drops it. A new name, notes or tags are a `custom` event
+`wandb.run`.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from spoolagent.format import blobs
+from spoolagent.format.values import clean_text, to_json
+from spoolagent.writers import wandb_artifact, wandb_metric, wandb_values
+from spoolagent.writers.run import Run as Spool
+from spoolagent.writers.run import check_step, optional, status_of
+from spoolagent.writers.wandb_config import Config, ConfigStatic
+from spoolagent.writers.wandb_errors import AlertLevel, UsageError, notice, refuse
+from spoolagent.writers.wandb_files import Saved, as_text
+from spoolagent.writers.wandb_media import Part
+from spoolagent.writers.wandb_rows import make_row
+from spoolagent.writers.wandb_settings import Settings, check_tags
+from spoolagent.writers.wandb_summary import Summary
+
+_SPECIAL = frozenset(("", "_step", "_timestamp"))
+_CHUNK = 4000
+"""Metrics in one event: more would not fit in a line."""
+_REFUSED = frozenset(
+    {
+        "display",
+        "finish_artifact",
+        "link_artifact",
+        "link_model",
+        "log_code",
+        "pin_config_keys",
+        "restore",
+        "status",
+        "to_html",
+        "upsert_artifact",
+        "use_artifact",
+        "use_model",
+    }
+)
+
+active: "list[Run]" = []
+"""Runs of this process that are not finished, the latest last."""
+
+
+class Run:
+    """A run. Made by `init`; thread-safe; a forked child goes on with it in a stream of its own."""
+
+    def __init__(
+        self, spool: Spool, settings: Settings, config: Config, *, resumed: bool, first_step: int
+    ) -> None:
+        self._spool = spool
+        self._stream = spool.stream
+        self._settings = settings
+        self._config = config
+        config._on_change(self._config_changed)  # noqa: SLF001 - of this package
+        self.summary: Any = Summary(self._summary_changed)
+        self._shown: dict[str, Any] = self.summary._as_dict()  # noqa: SLF001
+        self._defined: dict[str, wandb_metric.Metric] = {}
+        self._resumed = resumed
+        self._starting_step = self._step = first_step
+        self._start_time = time.time()
+        self._is_finished = False
+        self._lock = threading.RLock()
+        self._saved = Saved(spool, settings.files_dir)
+        self._on_finish: list[Callable[[Run], None]] = []
+        active.append(self)
+
+    # -- logging -----------------------------------------------------------------------------------------
+
+    def log(self, data: dict[str, Any], step: int | None = None, commit: bool | None = None) -> None:
+        """Logs values by name into the row of `step`, or into the current one, which it then completes.
+
+        Raises TypeError for what is no dict with str keys, a step that is no int, a value that has no JSON form.
+        """
+        if type(data) is dict and not self._is_finished:
+            for key, value in data.items():
+                kind = type(value)
+                if type(key) is not str or not (
+                    (kind is float and value - value == 0.0) or (kind is int and -(2**63) <= value < 2**63)
+                ):
+                    break
+            else:
+                if _SPECIAL.isdisjoint(data):
+                    self._write((), data, step, commit, None)
+                    if self._defined:
+                        self._define_shown(data)
+                    else:
+                        self._shown.update(data)
+                    return
+        self._log_any(data, step, commit)
+
+    def _log_any(self, data: Any, step: int | None, commit: bool | None) -> None:
+        self._check_running("log")
+        if not isinstance(data, Mapping):
+            raise TypeError("wandb.log must be passed a dictionary")
+        step = check_step(step)
+        row = make_row(data, self._step if step is None else step)
+        self._write(row.parts, row.metrics, step, commit, row.at_ns)
+        if self._defined:
+            self._define_shown(row.shown)
+        else:
+            wandb_values.merge(self._shown, row.shown)
+
+    def _write(
+        self,
+        parts: Sequence[Part],
+        metrics: dict[str, Any],
+        step: int | None,
+        commit: bool | None,
+        at_ns: int | None,
+    ) -> None:
+        if step is not None and type(step) is not int:
+            step = check_step(step)
+        if commit is not None and type(commit) is not bool:
+            raise TypeError(f"commit must be a bool, got {commit!r}")
+        with self._lock:
+            close = step is None if commit is None else commit
+            row = self._step
+            if step is not None:
+                row = step
+                if step > self._step:
+                    self._step = step
+                elif step < self._step:
+                    notice("a row of an earlier step was logged: kept, where W&B would drop it")
+            for part in parts:
+                self._write_part(part, row, at_ns)
+            if metrics or close or not parts:
+                if len(metrics) > _CHUNK or at_ns is not None:
+                    self._write_metrics(metrics, row, close, at_ns)
+                else:
+                    self._stream.append("metrics", {"metrics": metrics, "step": row, "commit": close})
+            if close and row == self._step:
+                self._step = row + 1
+
+    def _write_metrics(self, metrics: dict[str, Any], row: int, close: bool, at_ns: int | None) -> None:
+        names = list(metrics)
+        for start in range(0, max(len(names), 1), _CHUNK):
+            some = {name: metrics[name] for name in names[start : start + _CHUNK]}
+            last = start + _CHUNK >= len(names)
+            fields = {"metrics": some, "step": row, "commit": close and last}
+            self._stream.append("metrics", {**fields, **optional(at=at_ns)})
+
+    def _write_part(self, part: Part, row: int, at_ns: int | None) -> None:
+        fields = {**part.fields, "step": row, "commit": False, **optional(at=at_ns)}
+        try:
+            if part.files:
+                put = self._spool.spool, self._spool.site
+                fields["files"] = [
+                    {"path": name, "blob": blobs.put_bytes(*put, data)} for name, data in part.files
+                ]
+        except OSError as error:
+            self._spool.drop(f"{part.kind}: {error.strerror}")
+            return
+        if part.data is not None:
+            self._spool.with_blob(part.kind, fields, part.data)
+        else:
+            self._stream.append(part.kind, fields)
+
+    def _define_shown(self, values: dict[str, Any]) -> None:
+        with self._lock:
+            for name, value in values.items():
+                made = wandb_metric.find(self._defined, name)
+                wandb_values.merge(self._shown, made.show(name, value) if made is not None else {name: value})
+
+    def _check_running(self, what: str) -> None:
+        if self._is_finished:
+            raise UsageError(
+                f"Run ({self.id}) is finished. The call to `{what}` will be ignored."
+                " Please make sure that you are using an active run."
+            )
+
+    def define_metric(
+        self,
+        name: str,
+        step_metric: "str | wandb_metric.Metric | None" = None,
+        step_sync: bool | None = None,
+        hidden: bool | None = None,
+        summary: str | None = None,
+        overwrite: bool | None = None,
+    ) -> "wandb_metric.Metric":
+        """Says how a metric is drawn (`step_metric`) and summed up (min, max, mean, last, first, none)."""
+        self._check_running("define_metric")
+        made = wandb_metric.make(name, step_metric, step_sync, hidden, summary, overwrite)
+        made = made.merged(self._defined.get(name))
+        with self._lock:
+            self._defined[name] = made
+            self._spool.event("define_metric", made.fields())
+        return made
+
+    def alert(self, title: str, text: str, level: Any = None, wait_duration: Any = None) -> None:
+        """Logs an alert. Raises ValueError for a level that is not INFO, WARN or ERROR."""
+        self._check_running("alert")
+        level = level or AlertLevel.INFO
+        name = level.value if isinstance(level, AlertLevel) else level
+        if name not in {known.value for known in AlertLevel}:
+            raise ValueError("level must be one of 'INFO', 'WARN', or 'ERROR'")
+        wait = getattr(wait_duration, "total_seconds", lambda: wait_duration or 60)()
+        if not isinstance(wait, (int, float)):
+            raise TypeError("wait_duration must be an int, float, or datetime.timedelta")
+        fields = {"title": clean_text(str(title)), "text": clean_text(str(text)), "level": name}
+        self._spool.event("alert", {**fields, "wait_s": wait})
+
+    def write_logs(self, text: str) -> None:
+        """Logs text as console output of the run."""
+        self._check_running("write_logs")
+        for line in clean_text(str(text)).splitlines():
+            for start in range(0, len(line), 100_000):  # a line of the spool holds so much
+                self._spool.event("log", {"message": line[start : start + 100_000]})
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def log_artifact(
+        self,
+        artifact_or_path: Any,
+        name: str | None = None,
+        type: str | None = None,  # noqa: A002 - W&B's name
+        aliases: list[str] | None = None,
+        tags: list[str] | None = None,
+    ) -> "wandb_artifact.Artifact":
+        """Copies an artifact's files into the spool. Raises ValueError for a path that is not there."""
+        self._check_running("log_artifact")
+        artifact = self._artifact(artifact_or_path, name, type or "unspecified")
+        artifact.tags = [str(tag) for tag in tags or artifact.tags]
+        return self._log_artifact("artifact", artifact, aliases)
+
+    def log_model(self, path: Any, name: str | None = None, aliases: list[str] | None = None) -> None:
+        """Logs a file or directory as a model."""
+        self._check_running("log_model")
+        self._log_artifact("model", self._artifact(path, name, "model"), aliases)
+
+    def _log_artifact(
+        self, kind: str, artifact: "wandb_artifact.Artifact", aliases: Any
+    ) -> "wandb_artifact.Artifact":
+        artifact.aliases = wandb_artifact.resolve_aliases(aliases)
+        self._spool.log_files(kind, artifact.listing(), artifact.fields(artifact.aliases))
+        return artifact
+
+    def _artifact(self, given: Any, name: str | None, kind: str) -> "wandb_artifact.Artifact":
+        if isinstance(given, wandb_artifact.Artifact):
+            return given
+        if not isinstance(given, (str, os.PathLike)):
+            raise TypeError(
+                "You must pass an instance of wandb.Artifact or a valid file path to log_artifact"
+            )
+        path = os.fspath(given)
+        if "://" in path:
+            refuse("an artifact of a reference", "give the path of a file or directory")
+        made = wandb_artifact.Artifact(
+            name or f"run-{self.id}-{os.path.basename(os.path.normpath(path))}", kind
+        )
+        if os.path.isdir(path):
+            made.add_dir(path)
+        else:
+            made.add_file(path)
+        return made
+
+    def save(
+        self,
+        glob_str: Any,
+        base_path: Any = None,
+        policy: str = "live",
+        glob: bool = True,
+    ) -> bool | list[str]:
+        """Logs files of the run: a path or pattern; now, and for "live" and "end" again when the run ends."""
+        self._check_running("save")
+        pattern = as_text(glob_str)
+        if pattern.startswith(("gs://", "s3://")):
+            notice(f"{pattern} is a cloud storage url, can't save file to W&B.")
+            return []
+        return self._saved.save(
+            pattern, None if base_path is None else as_text(base_path), policy, expand=glob
+        )
+
+    def watch(
+        self,
+        models: Any,
+        criterion: Any = None,
+        log: str | None = "gradients",
+        log_freq: int = 1000,
+        idx: int | None = None,
+        log_graph: bool = False,
+    ) -> None:
+        """Does nothing, and says so once."""
+        del models, criterion, log, log_freq, idx, log_graph
+        notice("watch() does nothing here: gradients and parameters are not logged by themselves")
+
+    def unwatch(self, models: Any = None) -> None:
+        """Does nothing, as `watch`."""
+
+    def mark_preempting(self) -> None:
+        """Puts on record that the machine is about to be taken away."""
+        self._check_running("mark_preempting")
+        self._spool.event("custom", {"name": "wandb.preempting", "data": {}})
+
+    # -- config, summary, name -----------------------------------------------------------------------------
+
+    def _config_changed(self, values: dict[str, Any]) -> None:
+        self._check_running("config")
+        for key, value in values.items() if len(repr(values)) > 100_000 else ():
+            self._spool.event("param", {"params": to_json({key: value}), "overwrite": True})
+        if len(repr(values)) <= 100_000:
+            self._spool.event("param", {"params": to_json(values), "overwrite": True})
+
+    def _summary_changed(self, values: dict[str, Any]) -> None:
+        self._check_running("summary")
+        self._spool.event("summary", {"summary": to_json(values)})
+
+    def _tell(self, **fields: Any) -> None:
+        self._spool.event("custom", {"name": "wandb.run", "data": to_json(fields)})
+
+    @property
+    def config(self) -> Config:
+        """The run's parameters."""
+        return self._config
+
+    @property
+    def config_static(self) -> ConfigStatic:
+        """A read-only copy of the config."""
+        return ConfigStatic(self._config)
+
+    @property
+    def name(self) -> str | None:
+        """The display name; None until one is given."""
+        return self._settings.run_name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._check_running("name")
+        self._settings.run_name = name
+        self._tell(name=str(name))
+
+    @property
+    def notes(self) -> str | None:
+        """The run's notes."""
+        return self._settings.run_notes
+
+    @notes.setter
+    def notes(self, notes: str) -> None:
+        self._check_running("notes")
+        self._settings.run_notes = notes
+        self._tell(notes=str(notes))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The run's tags."""
+        return self._settings.run_tags or ()
+
+    @tags.setter
+    def tags(self, tags: Sequence[str]) -> None:
+        self._check_running("tags")
+        try:
+            self._settings.run_tags = check_tags(tags)
+        except ValueError as error:
+            notice(f"Invalid tag detected: {error} Tags not updated.")
+            return
+        self._tell(labels=list(self.tags))
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._spool.id
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the run was made with."""
+        return self._settings
+
+    @property
+    def dir(self) -> str:
+        """A directory for the run's files. What is written there is logged by `save` only."""
+        return self._settings.files_dir
+
+    @property
+    def sync_dir(self) -> str:
+        """The directory above `dir`."""
+        return os.path.dirname(self._settings.files_dir)
+
+    @property
+    def path(self) -> str:
+        """`entity/project/id`, without what is not known."""
+        return "/".join(part for part in (self._settings.entity, self.project, self.id) if part)
+
+    @property
+    def project(self) -> str:
+        """The project."""
+        return self._settings.project or "uncategorized"
+
+    @property
+    def entity(self) -> str:
+        """The entity, or ""."""
+        return self._settings.entity or ""
+
+    @property
+    def group(self) -> str:
+        """The group, or ""."""
+        return self._settings.run_group or ""
+
+    @property
+    def job_type(self) -> str:
+        """The job type, or ""."""
+        return self._settings.run_job_type or ""
+
+    @property
+    def start_time(self) -> float:
+        """When this process began the run, in seconds since the epoch."""
+        return self._start_time
+
+    @property
+    def starting_step(self) -> int:
+        """The first step of this attempt."""
+        return self._starting_step
+
+    @property
+    def step(self) -> int:
+        """The step of the next `log` call."""
+        return self._step
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the spool holds earlier attempts of the run."""
+        return self._resumed
+
+    @property
+    def offline(self) -> bool:
+        """True: nothing here talks to a server."""
+        return True
+
+    @property
+    def disabled(self) -> bool:
+        """False; a disabled run is a `DisabledRun`."""
+        return False
+
+    @property
+    def url(self) -> str | None:
+        """None: where the run will be shown is not known here."""
+        return None
+
+    project_url = sweep_url = url
+
+    @property
+    def sweep_id(self) -> str | None:
+        """None."""
+        return None
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def finish(self, exit_code: int | None = None) -> None:
+        """Ends the run; an exit code that is not 0 makes it a failed one. A second call does nothing."""
+        with self._lock:
+            if self._is_finished:
+                return
+            self._saved.finish()
+            self._is_finished = True
+        if self in active:
+            active.remove(self)
+        for told in self._on_finish:
+            told(self)
+        code = int(exit_code or 0)
+        self._spool.finish("failed" if code else "finished", code)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(status_of(kind, error))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _REFUSED:
+            refuse(f"wandb.Run.{name}", "it needs a server")
+        raise AttributeError(f"'Run' object has no attribute {name!r}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        del memo
+        return self
+
+    def __repr__(self) -> str:
+        return f"<wandb.Run {self.path} in {self._spool.spool}>"
+
+
+def finish_saved() -> None:
+    """When the interpreter ends: what `save` promised for the end of the run."""
+    for run in active:
+        run._saved.finish()  # noqa: SLF001 - of this module
+
+
+def _after_fork_in_child() -> None:
+    for run in active:
+        run._lock = threading.RLock()  # noqa: SLF001 - a thread of the parent may have held the old one
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
