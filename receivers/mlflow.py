@@ -96,15 +96,17 @@ class MlflowReceiver:
     def _log(self, batch: Batch, run_id: str) -> Plan:
         """Sends metrics, params and tags. Looks again at what is there when the server refuses."""
         runs, calls, state = self._opened()
-        plan = make_plan(batch, state)
+        plan, refusal = make_plan(batch, state), None
         try:
             if not calls.log(run_id, plan) and (plan.uploads or plan.removed or plan.run_name):
                 runs.check_alive(run_id)  # MLflow takes uploads into a deleted run without a word
+        except Refused as error:
+            refusal = error
+        if refusal is None:
             return plan
-        except Refused as refused:
-            found = runs.check_alive(run_id)
-            if not plan.params or not self._learn_params(plan, found.data.params):
-                raise refused from None
+        found = runs.check_alive(run_id)
+        if not self._learn_params(plan, found.data.params):
+            raise refusal
         plan = make_plan(batch, state)
         calls.log(run_id, plan)
         return plan
@@ -170,11 +172,9 @@ class MlflowReceiver:
             else:
                 calls.set_ended(run_id, _STATUS[end.status], max(1, end.time_ns // 1_000_000))
         except Refused:
-            try:
+            with contextlib.suppress(GoneError):  # deleted: its events are dead letters already
                 runs.check_alive(run_id)
-            except GoneError:  # deleted: its events are dead letters already
-                return
-            raise
+                raise
 
     def close(self) -> None:
         """MLflow's client holds nothing that must be given back."""

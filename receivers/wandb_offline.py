@@ -250,14 +250,14 @@ class _Run:
 
     def _gone(self, record: dict[str, Any]) -> bool:
         """True when nothing may be added to the log: it was removed or cut, or W&B has read it to its end."""
-        path = os.path.join(self._root, record["name"])
+        path, length = os.path.join(self._root, record["name"]), int(record["length"])
         try:
             size = os.path.getsize(path)
         except FileNotFoundError:
-            return record["length"] > 0
-        length: int = record["length"]
-        # bytes beyond the committed length are a batch that a crash interrupted: it is completed first
-        return size < length or (size == length > 0 and os.path.exists(path + ".synced"))
+            return length > 0
+        if size != length:  # bytes beyond it are a batch that a crash interrupted: it is completed first
+            return size < length
+        return length > 0 and os.path.exists(path + ".synced")
 
     def _head(self, *, resume: bool) -> bytes:
         """What a log of the run begins with."""

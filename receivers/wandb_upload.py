@@ -207,7 +207,7 @@ class Upload:
         row = _tree(record.history.item)
         row.pop("_step", None)
         row.pop("_runtime", None)
-        self._run.log(row, step=step)
+        self._run.log(row, step=step, commit=True)  # at once: our summary must come after it
 
     def _on_summary(self, record: Any) -> None:
         for item in record.summary.remove:
@@ -274,7 +274,8 @@ def main() -> None:
     stop = threading.Event()
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin: its lock, held by a daemon thread, aborts the interpreter's exit
+            pass
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()

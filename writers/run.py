@@ -208,7 +208,7 @@ class Run:
         text = clean_text(text)
         fields: dict[str, Any] = {"key": clean_text(key), **optional(step=check_step(step), path=path)}
         data = text.encode()
-        if len(data) < _LARGE:
+        if len(data) < _LARGE // 6:  # JSON may need six bytes for one
             self.event("text", {**fields, "text": text})
         else:
             self.with_blob("text", fields, data)

@@ -150,8 +150,8 @@ def _guess(ndim: int, channels: int, shape: Any, file_type: str | None) -> str:
         return "L"
     if channels == 3:
         return "RGB"
-    if channels == 4:
-        return "RGB" if file_type in ("jpg", "jpeg") else "RGBA"
+    if channels == 4:  # the files that W&B would make of the others hold no transparency
+        return "RGB" if file_type in ("jpg", "jpeg", "bmp") else "RGBA"
     raise ValueError(f"Un-supported shape for image conversion {list(shape)}")
 
 

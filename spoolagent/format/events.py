@@ -12,8 +12,31 @@ from spoolagent.format.values import number
 FORMAT = 1
 
 TYPES = frozenset(
-    """run_start metrics param tag text image histogram audio video table artifact model hparams summary
-    define_metric alert log system tb_summary rewind gap run_end custom""".split()
+    [
+        "run_start",
+        "metrics",
+        "param",
+        "tag",
+        "text",
+        "image",
+        "histogram",
+        "audio",
+        "video",
+        "table",
+        "artifact",
+        "model",
+        "hparams",
+        "summary",
+        "define_metric",
+        "alert",
+        "log",
+        "system",
+        "tb_summary",
+        "rewind",
+        "gap",
+        "run_end",
+        "custom",
+    ]
 )
 
 
@@ -214,7 +237,7 @@ def _hparams(data: dict[str, Any]) -> None:
 
 def _custom(data: dict[str, Any]) -> None:
     _is(data["name"], str, "name")
-    data["data"]  # noqa: B018 - raises KeyError when it is missing
+    data["data"]
 
 
 def _end(data: dict[str, Any]) -> None:

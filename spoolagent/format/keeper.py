@@ -56,7 +56,7 @@ def _run(stop: threading.Event) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _thread, _guard, _stop  # noqa: PLW0603 - the child's own
+    global _thread, _guard, _stop
     _guard, _stop, _thread = threading.Lock(), threading.Event(), None
     for item in list(_kept):
         item.after_fork()

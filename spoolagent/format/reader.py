@@ -433,7 +433,7 @@ class StreamReader:
         return True
 
     def _wait_or(self, what: tuple[object, ...], note: str, *, home: bool) -> State | None:
-        """ "blocked" while `what` may still heal, None when patience is over. Another `what` begins anew.
+        """The state blocked while `what` may still heal, None when patience is over. Another `what` begins anew.
 
         `home`: bytes are missing, for which a spool that is not the stream's home waits longer.
         """

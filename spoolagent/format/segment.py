@@ -1,5 +1,6 @@
 """One segment file, as its writer sees it: header, appended lines, seal, and the hash of all its bytes."""
 
+import errno
 import hashlib
 import os
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ class Segment:
         try:
             written = durable.append(self.fd, line)
             if written != len(line):
-                raise OSError(28, "no space for a whole line", self.path)
+                _short_write(self.path)
         except BaseException:
             # Also a KeyboardInterrupt lands here, perhaps after the write: the file's length tells.
             if self._reconcile(len(line)):
@@ -107,6 +108,10 @@ class Segment:
     def seal(self, last_seq: int, *, closed: bool) -> None:
         """Writes the seal."""
         self.append(encode_line({"seal": last_seq, "sha256": self.sha256(), "closed": closed}))
+
+
+def _short_write(path: str) -> None:
+    raise OSError(errno.ENOSPC, "no space for a whole line", path)
 
 
 def _header(first_seq: int, origin: Origin, prev: str | None, created_ns: int) -> dict[str, Any]:

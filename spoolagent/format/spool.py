@@ -83,9 +83,9 @@ def create_spool(path: str) -> Spool:
             write_file(file, orjson.dumps({"format": FORMAT, "spool": uuid}) + b"\n", exclusive=True)
         except FileExistsError:
             pass  # another process made it first
-        except NotADirectoryError as error:
+        except NotADirectoryError:
             raise UsageError(
-                f"{path} cannot be a spool: {error.filename} is not a directory; choose another path"
+                f"{path} cannot be a spool: it or a part of it is a file; choose another path"
             ) from None
         except OSError as error:
             raise UsageError(

@@ -4,6 +4,7 @@ It raises only for a caller's mistake. What the disk refuses is counted, and wri
 disk takes events again. Threads share a StreamWriter; a forked child goes on with a stream of its own.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -38,6 +39,9 @@ class StreamOptions(NamedTuple):
     segment_age_s: float = 3600.0
 
 
+_DEFAULTS = StreamOptions()
+
+
 class _Gap(NamedTuple):
     dropped: int
     first_ns: int
@@ -47,10 +51,8 @@ class _Gap(NamedTuple):
 
 def warn_on_stderr(message: str) -> None:
     """The default for warnings: one line on standard error, whatever has become of it."""
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full or None: it must not hurt
         sys.stderr.write(f"spoolagent: {message}\n")
-    except (OSError, ValueError, AttributeError):
-        pass  # closed, full or None: logging must not hurt training
 
 
 class StreamWriter:
@@ -70,7 +72,7 @@ class StreamWriter:
         role: str = "main",
         attempt: int = 1,
         launch: str | None = None,
-        options: StreamOptions = StreamOptions(),
+        options: StreamOptions = _DEFAULTS,
         warn: Warn = warn_on_stderr,
     ) -> None:
         if options.durability not in DURABILITIES:

@@ -220,10 +220,9 @@ class Worker:
                     other.fill()
                 except OSError:
                     continue
-            has_more = other.held is not None or other.state == "more"
-            if has_more and other.state != "blocked":
-                if other.facts.attempt < task.facts.attempt or other.looks_ended:
-                    return True
+            has_more = other.state != "blocked" and (other.held is not None or other.state == "more")
+            if has_more and (other.facts.attempt < task.facts.attempt or other.looks_ended):
+                return True
         return False
 
     # -- delivering --------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """The loop of `spoolagent ship`: look at every stream, carry what is new, wait, come back; for ever or once."""
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from spoolagent.errors import Locked, SpoolError, Unreachable
+from spoolagent.errors import Locked, SpoolError, Unreachable, UsageError
 from spoolagent.format import layout
 from spoolagent.format.ends import DeathWatch, end_dead_stream
 from spoolagent.format.layout import StreamKey
@@ -116,12 +117,16 @@ class Shipper:
                 try:
                     self._open()
                     failed = self._sweep(hints, stop)
-                except (Unreachable, AnotherSpool, SourceError) as error:
+                except SpoolError as error:
+                    if isinstance(error, UsageError) and not isinstance(error, AnotherSpool):
+                        raise
                     failed = error
                 if failed is not None and (not self._is_open or self._failing >= _IN_A_ROW):
                     failures += 1
                     self._tally.note("away", None, str(failed))
                     stop.wait(backoff_s(failures))
+                    for carrier in self._carriers.values():
+                        carrier.retry_at = 0.0  # the target's back-off stands for all of theirs
                     hints = None
                     continue
                 if failures:
@@ -136,7 +141,7 @@ class Shipper:
     def _wait(self, watcher: Watcher, stop: Stop) -> set[StreamKey] | None:
         """Until hints come, or the sweep is due (None)."""
         now = self._clock()
-        self._sweep_at = self._sweep_at if self._sweep_at > now else now
+        self._sweep_at = max(now, self._sweep_at)
         while not stop.is_set():
             rest = self._sweep_at - self._clock()
             hints = watcher.wait(max(0.0, min(rest, _SLICE_S)))
@@ -188,13 +193,20 @@ class Shipper:
         return refusal
 
     def _all(self) -> Iterable[StreamKey]:
-        site = ""
-        for key in layout.iter_streams(self._spool.path):
-            if key.site != site and key.site not in self._blobs_looked_at:
-                self._blobs.carry_all(key.site)
-                self._blobs_looked_at.add(key.site)
-            site = key.site
-            yield key
+        """Every stream, site by site; a site that cannot be read is reported and hides no other."""
+        with reading(self._spool.path):
+            sites = layout.list_names(os.path.join(self._spool.path, "sites"))
+        for site in sites:
+            try:
+                with reading(self._spool.path):
+                    if site not in self._blobs_looked_at:
+                        self._blobs.carry_all(site)
+                        self._blobs_looked_at.add(site)
+                    yield from layout.iter_streams(self._spool.path, site)
+            except SourceError as error:
+                self._tally.note("error", None, f"{site}: {error}", about=site)
+            else:
+                self._tally.clear("error", None, about=site)
 
     def _look_at(self, key: StreamKey) -> Unreachable | None:
         """Carries one stream. Its own troubles stay its own; the target's are returned, in a row raised."""

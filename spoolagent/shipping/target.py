@@ -11,7 +11,7 @@ from spoolagent.errors import SpoolError, Unreachable, UsageError
 from spoolagent.format.layout import StreamKey
 
 
-class OffsetRefused(SpoolError):
+class OffsetRefused(SpoolError):  # noqa: N818 - named like those of spoolagent.errors
     """The target's segment has not the length that the shipper thinks: another one was at work. Compare again."""
 
 
@@ -19,7 +19,7 @@ class Away(Unreachable):
     """The whole target is away (not mounted, renamed). When it comes back, everything is compared again."""
 
 
-class AnotherSpool(UsageError):
+class AnotherSpool(UsageError):  # noqa: N818 - named like those of spoolagent.errors
     """The target's place holds another spool than before."""
 
 
@@ -28,27 +28,35 @@ class StreamCopy(Protocol):
 
     def segments(self) -> dict[int, int]:
         """Length in bytes of each segment, by the seq of its first event."""
+        ...
 
     def read(self, first_seq: int, offset: int, size: int) -> bytes:
         """Bytes of a segment; fewer than `size` at its end."""
+        ...
 
     def sha256(self, first_seq: int, length: int) -> str:
         """Hash of the first `length` bytes of a segment."""
+        ...
 
     def append(self, first_seq: int, offset: int, data: bytes) -> None:
         """Appends to a segment, made when it is missing. OffsetRefused unless `offset` is its length."""
+        ...
 
     def cut(self, first_seq: int, length: int) -> None:
         """Cuts a segment back to `length`: what followed is no valid line."""
+        ...
 
     def side(self, name: str) -> bytes:
         """The content of a `.end` or `pruned.json`, b"" when there is none."""
+        ...
 
     def put_side(self, name: str, data: bytes) -> None:
         """Puts a `.end` or `pruned.json`, durably."""
+        ...
 
     def sync(self) -> None:
         """Returns when all that was appended is durable."""
+        ...
 
 
 class Target(Protocol):
@@ -62,12 +70,16 @@ class Target(Protocol):
 
         `known` is the uuid of earlier. Away when it is not there, AnotherSpool when another one is there.
         """
+        ...
 
     def stream(self, key: StreamKey) -> AbstractContextManager[StreamCopy]:
         """Locks and gives the copy of a stream. Locked while another shipper is at it, NameRefused."""
+        ...
 
     def has_blob(self, site: str, sha256: str, size: int) -> bool:
         """True when the blob is there, whole and durable."""
+        ...
 
     def put_blob(self, site: str, sha256: str, chunks: Iterable[bytes]) -> None:
         """Publishes a blob, durably. FormatError when the chunks do not have that hash: nothing is kept."""
+        ...
