@@ -10,7 +10,7 @@ from spoolagent.format.ends import End
 from spoolagent.format.events import check, parse_event
 from spoolagent.format.header import Header, parse_header
 from spoolagent.format.layout import StreamKey
-from spoolagent.format.lines import MAX_LINE, decode_line
+from spoolagent.format.lines import MAX_LINE, decode_line, has_valid_crc
 from spoolagent.fsck_blobs import BlobCheck
 from spoolagent.fsck_finding import Finding, Severity
 
@@ -65,8 +65,9 @@ class SegmentCheck:
             if not raw.endswith(b"\n") and len(raw) <= MAX_LINE and not self._is_oversized:
                 self.torn_bytes = len(raw)
                 if self._sealed_at is not None:
-                    yield self._here("error", "bytes behind the seal", _AGAIN)
-                    self.is_damaged = True
+                    yield self._bad("bytes behind the seal")
+                elif has_valid_crc(raw[:-1]):
+                    yield self._bad("the newline behind a whole line was changed")
             else:
                 yield from self._piece(raw)
             self._sha.update(raw)

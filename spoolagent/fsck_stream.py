@@ -150,11 +150,22 @@ class StreamCheck:
             return
         if read_end(self._folder, last.first) is not None:
             return  # compared while the segment was read
-        at_home = last.header is not None and last.header.spool == self._home
-        if at_home and is_alive(self._folder, at_home=True) is False:
-            torn = f"; its last line is torn ({last.torn_bytes} bytes)" if last.torn_bytes else ""
-            step = "nothing; the next agent that looks at this spool writes its .end"
-            yield self._finding("info", "", f"its writer is gone without a seal{torn}", step)
+        if (
+            last.header is None
+            or last.header.spool != self._home
+            or is_alive(self._folder, at_home=True) is not False
+        ):
+            return
+        torn = f"; its last line is torn ({last.torn_bytes} bytes)" if last.torn_bytes else ""
+        step = "nothing; the next agent that looks at this spool writes its .end"
+        if os.path.exists(os.path.join(self._folder, LIVE_FILE)):
+            yield self._finding("info", "", f"its writer died{torn}", step)
+        else:
+            # Only a writer that ends in order removes LIVE, and before that it writes the seal.
+            why = "the disk was full when it closed, or bytes were cut off since"
+            yield self._finding(
+                "warning", "", f"its writer has closed it, but there is no seal{torn}: {why}", step
+            )
 
     def _finding(self, severity: Severity, name: str, message: str, next_step: str) -> Finding:
         path = os.path.join(self._folder, name) if name else self._folder

@@ -192,7 +192,7 @@ def test_a_run_of_aux_streams_only_has_no_state(spool):
 def test_a_newer_format_is_told(spool):
     stream = write_stream(spool)
     path = segment_of(spool)
-    first, rest = read(path).split(b"\n", 1)
+    _, rest = read(path).split(b"\n", 1)
     write(path, encode_line({"format": 2, "new": "fields"}) + rest)
     facts = facts_of(spool, stream)
     assert facts.header is None

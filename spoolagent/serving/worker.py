@@ -503,6 +503,7 @@ class Worker:
             "blocked": [{"stream": str(key), "note": why} for key, why in self.blocked()[:100]],
             "open": len(self._tasks),
             "finished": len(self._finished),
+            "stopped": force,
         }
         path = os.path.join(self._store.folder, "worker.json")
         try:
