@@ -13,6 +13,7 @@ from typing import Any
 
 from spoolagent.contract import Batch, Options, Outcome, RunEnd, State
 from spoolagent.errors import Refused, SpoolError, Unreachable, UsageError
+from spoolagent.format.names import is_legal
 from spoolagent.receivers.mlflow_calls import Calls, guarded, prepare_environment
 from spoolagent.receivers.mlflow_events import make_plan
 from spoolagent.receivers.mlflow_plan import PARENT_TAG, RESERVED, Plan, Upload
@@ -83,11 +84,10 @@ class MlflowReceiver:
         try:
             run_id = runs.ensure(batch)
             plan = self._log(batch, run_id)
-            if plan.uploads or plan.removed or plan.run_name or plan.parent:
-                self._extras(run_id, plan)
+            self._extras(run_id, plan)
         except GoneError as gone:
             return Outcome(dead={event.seq: str(gone) for event in batch.events})
-        if any(event.type == "run_start" for event in batch.events):
+        if plan.parent or any(event.type == "run_start" for event in batch.events):
             runs.rename_late(batch, run_id)
             self._adopt(batch, run_id, plan.parent)
         plan.commit()
@@ -147,7 +147,7 @@ class MlflowReceiver:
         """Sets the parent's id at this run, or remembers that it waits; then serves those that wait for it."""
         runs, calls, state = self._opened()
         site, run = batch.stream.key.site, batch.stream.key.run
-        if parent is not None and parent != run:
+        if parent is not None and parent != run and is_legal(parent):
             known = runs.known(site, parent)
             if known is None:
                 state.put(f"waits/{site}/{parent}/{run}", 1)

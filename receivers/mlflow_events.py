@@ -20,7 +20,7 @@ from spoolagent.format.events import Event
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers.mlflow_media import File, MissingError, files_of, join_tables, named, table_of
 from spoolagent.receivers.mlflow_names import clean_path, escape, escape_path
-from spoolagent.receivers.mlflow_plan import MAX_TAG, NAME_TAG, RESERVED, Plan, Upload, cut
+from spoolagent.receivers.mlflow_plan import MAX_TAG, NAME_TAG, PARENT_TAG, RESERVED, Plan, Upload, cut
 
 MAX_PARAM = 6000
 """Characters of the longest param value; MLflow's own client cuts there, too."""
@@ -171,6 +171,10 @@ class _Planner:
             elif key == NAME_TAG:
                 plan.run_name = value
             else:
+                if (
+                    key == PARENT_TAG
+                ):  # the id of a run of the site: becomes the tracker's, as soon as that is known
+                    plan.parent = value
                 plan.removed.discard(key)
                 plan.tags[key] = cut(value, MAX_TAG)
 

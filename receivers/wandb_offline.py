@@ -19,12 +19,13 @@ from spoolagent.format.durable import make_dirs
 from spoolagent.format.events import Event
 from spoolagent.receivers.appendfile import Append, append, own_names
 from spoolagent.receivers.options import check_options
-from spoolagent.receivers.wandb_events import Session
+from spoolagent.receivers.wandb_events import apply
 from spoolagent.receivers.wandb_log import encode_log
 from spoolagent.receivers.wandb_media import write_files
 from spoolagent.receivers.wandb_names import folder_name
 from spoolagent.receivers.wandb_records import NS, Records, RunInfo, proto
 from spoolagent.receivers.wandb_rows import Rows
+from spoolagent.receivers.wandb_session import Session
 from spoolagent.receivers.wandb_start import OPTIONS, Templates, run_info, saved_info
 from spoolagent.receivers.wandb_summary import Latest, Summary
 
@@ -75,7 +76,7 @@ class WandbOffline:
     @staticmethod
     def _apply(session: Session, event: Event, batch: Batch, outcome: Outcome) -> None:
         try:
-            shown = session.apply(event, batch.stream.key.writer, batch.blobs)
+            shown = apply(session, event, batch.stream.key.writer, batch.blobs)
         except ValueError as error:  # Unusable, or a value that is not what the format says
             outcome.dead[event.seq] = str(error)
             return

@@ -34,6 +34,9 @@ class Closed:
     values: dict[str, str]
     at_ns: int
     stamp: tuple[int, str, int]
+    axis: str | None = None
+    """Set where `step` is not the user's: "all" when every row of these metrics has the column, "some" for W&B's
+    API, whose rows have it only where they must."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,12 +118,14 @@ class Rows:
         rising = row.step is not None and row.step > self.last_step
         step = row.step if rising and row.step is not None else self.last_step + 1
         self.last_step = step
-        values = row.values
+        values, axis = row.values, None
         if row.step is not None and (held.api != "wandb" or step != row.step):
             values.setdefault(STEP_COLUMN, str(row.step))
+            if step != row.step:
+                axis = "some" if held.api == "wandb" else "all"
         if held.rank:
             values.setdefault(RANK_COLUMN, str(held.rank))
-        yield Closed(step=step, values=values, at_ns=row.at_ns, stamp=row.stamp)
+        yield Closed(step=step, values=values, at_ns=row.at_ns, stamp=row.stamp, axis=axis)
 
     def close_all(self) -> Iterator[Closed]:
         """Closes the open rows of all streams, in the order of the streams' names."""

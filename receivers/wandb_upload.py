@@ -274,7 +274,9 @@ def main() -> None:
     stop = threading.Event()
 
     def watch() -> None:
-        while os.read(0, 1):  # not sys.stdin: its lock, held by a daemon thread, aborts the interpreter's exit
+        while os.read(
+            0, 1
+        ):  # not sys.stdin: its lock, held by a daemon thread, aborts the interpreter's exit
             pass
         stop.set()
 

@@ -199,10 +199,15 @@ class SegmentCheck:
 
     def _gap(self, last: int) -> Finding:
         self.is_damaged = True
-        why = "they stood in the damaged bytes before" if self._has_bad_before else "their bytes are not here"
+        one = last == self.next_seq
+        span = f"seq {last} is missing: it" if one else f"seqs {self.next_seq} to {last} are missing: they"
+        why = (
+            "stood in the damaged bytes before"
+            if self._has_bad_before
+            else "came with bytes that are not here"
+        )
         self._has_bad_before = False
-        span = f"seq {last} is" if last == self.next_seq else f"seqs {self.next_seq} to {last} are"
-        return self._here("error", f"{span} missing: {why}", _AGAIN)
+        return self._here("error", f"{span} {why}", _AGAIN)
 
     def _here(self, severity: Severity, message: str, next_step: str) -> Finding:
         return Finding(

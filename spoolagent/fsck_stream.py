@@ -150,11 +150,13 @@ class StreamCheck:
             return
         if read_end(self._folder, last.first) is not None:
             return  # compared while the segment was read
-        if (
-            last.header is None
-            or last.header.spool != self._home
-            or is_alive(self._folder, at_home=True) is not False
-        ):
+        if self._identity is None:
+            step = (
+                "nothing while a shipper or the writer is at work; else its beginning is lost: ship it again"
+            )
+            yield self._finding("warning", "", "has no whole header yet", step)
+            return
+        if self._identity[0] != self._home or is_alive(self._folder, at_home=True) is not False:
             return
         torn = f"; its last line is torn ({last.torn_bytes} bytes)" if last.torn_bytes else ""
         step = "nothing; the next agent that looks at this spool writes its .end"

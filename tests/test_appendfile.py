@@ -6,7 +6,7 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tb_help import Killed, clone, cuts, killed_at, plant, tree
+from tb_help import Killed, clone, cuts, killed_at, plant, tree, without_fsync
 
 from spoolagent.errors import Transient
 from spoolagent.receivers.appendfile import Append, append, own_names
@@ -43,6 +43,7 @@ def test_batches_are_appended_and_the_length_is_in_the_state(tmp_path):
     assert os.stat(tmp_path / "f-001").st_mode & 0o777 == 0o600
 
 
+@without_fsync()
 def test_a_crash_at_every_byte_ends_in_the_same_bytes(tmp_path):
     """Two files in one delivery, one of them new: cut at each byte, the same batch completes both."""
     root = tmp_path / "t"
@@ -278,6 +279,7 @@ def test_nothing_to_add_touches_nothing(tmp_path):
     ),
     data=st.data(),
 )
+@without_fsync()
 def test_random_crashes_conserve_every_record_once(tmp_path_factory, batches, data):
     """Crashes at random points and cuts: the files, read one after the other, hold every record once, in order."""
     root, state = tmp_path_factory.mktemp("t"), MemoryState()

@@ -103,7 +103,7 @@ def test_any_truncation_of_a_closed_stream_is_noticed(spool):
     for length in range(len(whole)):
         write(path, whole[:length])
         found = messages(spool, "error") + messages(spool, "warning")
-        assert found or length == 0, f"cut to {length} bytes"
+        assert found, f"cut to {length} bytes"
 
 
 def test_a_flipped_bit_in_one_of_many_segments(spool):
@@ -116,9 +116,7 @@ def test_a_flipped_bit_in_one_of_many_segments(spool):
     bad, missing = check(spool)
     assert (bad.severity, bad.path, bad.message) == ("error", path, "checksum does not match")
     assert bad.place == f"line 4, byte {sum(len(line) + 1 for line in lines[:3])}"
-    assert missing.message == f"seq {first + 2} is missing: they stood in the damaged bytes before".replace(
-        "they", "it"
-    )
+    assert missing.message == f"seq {first + 2} is missing: it stood in the damaged bytes before"
     assert missing.severity == "error"
 
 
@@ -171,7 +169,7 @@ def test_a_pruned_front_is_no_error(spool):
     write(pruned, encode_line({"through": segments[2] - 3, "prev": prev, "time": 1}))
     assert "are missing before it" in only(spool, "error").message
     write(pruned, b"nonsense\n")
-    assert [f.message.split(":")[0] for f in check(spool)][0] == "is damaged"
+    assert check(spool)[0].message == "is damaged"
 
 
 def test_a_living_writer_in_the_middle_of_a_line(spool):
@@ -248,7 +246,7 @@ def test_headers_that_do_not_belong_here(spool):
     [
         (0, {"run": 7}, "has no valid header (run)"),
         (0, {"prev": "0" * 64}, "`prev` is not null in a stream's first segment"),
-        (2, {"seq": 9}, "seqs 2 to 8 are missing: their bytes are not here"),
+        (2, {"seq": 9}, "seqs 2 to 8 are missing: they came with bytes that are not here"),
         (2, {"seq": 1}, "seq 1 stands there a second time"),
         (2, {"time": "now"}, "no event: seq, time or type are not what they must be"),
         (-2, {"seal": 99}, "seqs 8 to 99 are missing"),

@@ -4,7 +4,7 @@ import os
 
 import orjson
 import pytest
-from tb_help import Killed, clone, cuts, killed_at, plant, tree
+from tb_help import Killed, clone, cuts, killed_at, plant, tree, without_fsync
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import UsageError
@@ -77,6 +77,7 @@ def test_each_event_is_a_line_with_all_its_fields(tmp_path):
     assert list(read(path)[1]) == ["site", "run", "writer", "seq", "time", "type", "metrics", "step"]
 
 
+@without_fsync()
 def test_a_crash_at_every_byte_gives_the_same_file(tmp_path):
     root, state = tmp_path / "t", MemoryState()
     receiver = started(root / "e.jsonl", state)

@@ -10,7 +10,7 @@ import uuid
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow_help import MlflowServer, client_of, free_port, history, runs_in
+from mlflow_help import client_of, free_port, history, runs_in
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import Refused, SpoolError, Transient, Unreachable, UsageError
@@ -419,6 +419,11 @@ def test_parents_before_and_after_their_children(rig, client, name):
     assert runs["child-1"].data.tags["mlflow.parentRunId"] == parent
     assert runs["child-2"].data.tags["mlflow.parentRunId"] == parent
     assert list(rig.state.scan("waits/")) == []
+    rig.deliver(batch("child-3"))
+    tag = ("tag", {"tags": {"mlflow.parentRunId": "parent"}})  # set_tag with the id that the writer knows
+    rig.deliver(make_batch(make_stream(run="child-3"), tag, first_seq=2), times=2)
+    runs = {run.info.run_name: run for run in runs_in(client, name)}
+    assert runs["child-3"].data.tags["mlflow.parentRunId"] == parent
 
 
 def test_a_create_whose_answer_is_lost_makes_one_run(rig, client, name, monkeypatch):
@@ -727,26 +732,34 @@ def test_a_server_that_is_not_there():
     assert time.monotonic() - began < 30
 
 
-def test_a_server_that_dies_hangs_and_comes_back(tmp_path, name, monkeypatch):
-    with MlflowServer(tmp_path) as server:
-        rig = Rig(server.uri, timeout_s=2)
-        stream = make_stream()
-        assert rig.deliver(make_batch(stream, start(name), metrics({"a": 1}))).dead == {}
-        server.stop_answering()
-        batch = make_batch(stream, metrics({"a": 2}), first_seq=3)
-        with pytest.raises((Unreachable, Transient)):
-            rig.deliver(batch)
-        rig.state.rollback()
-        server.kill()
-        with pytest.raises(Unreachable):
-            rig.deliver(batch)
-        rig.state.rollback()
-        server.restart()
-        assert rig.deliver(batch).dead == {}
-        client = client_of(server.uri)
-        points = history(client, only_run(client, name).info.run_id, "a")
-        assert [value for _, _, value in points] == [1.0, 2.0]
-        lose_a_create(server, rig, client, name, monkeypatch)
+def test_a_server_that_dies_hangs_and_comes_back(mlflow_server, name, monkeypatch):
+    try:
+        fail_and_recover(mlflow_server, name, monkeypatch)
+    finally:  # the other tests need it
+        mlflow_server.answer_again()
+        if mlflow_server.process is None:
+            mlflow_server.restart()
+
+
+def fail_and_recover(server, name, monkeypatch):
+    rig = Rig(server.uri, timeout_s=2)
+    stream = make_stream()
+    assert rig.deliver(make_batch(stream, start(name), metrics({"a": 1}))).dead == {}
+    server.stop_answering()
+    batch = make_batch(stream, metrics({"a": 2}), first_seq=3)
+    with pytest.raises((Unreachable, Transient)):
+        rig.deliver(batch)
+    rig.state.rollback()
+    server.kill()
+    with pytest.raises(Unreachable):
+        rig.deliver(batch)
+    rig.state.rollback()
+    server.restart()
+    assert rig.deliver(batch).dead == {}
+    client = client_of(server.uri)
+    points = history(client, only_run(client, name).info.run_id, "a")
+    assert [value for _, _, value in points] == [1.0, 2.0]
+    lose_a_create(server, rig, client, name, monkeypatch)
 
 
 def lose_a_create(server, rig, client, name, monkeypatch):

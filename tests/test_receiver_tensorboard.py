@@ -29,6 +29,7 @@ from tb_help import (
     put_blob,
     records,
     tree,
+    without_fsync,
 )
 
 from spoolagent.contract import RunEnd
@@ -297,6 +298,7 @@ def full_batch(bench):
 
 
 @pytest.mark.parametrize("begun", [True, False])
+@without_fsync()
 def test_a_crash_at_every_byte_gives_the_same_files(tmp_path, begun):
     bench, stream = Bench(tmp_path / "t"), make_stream()
     if begun:
@@ -371,6 +373,7 @@ def test_a_kill_at_every_fault_point_gives_the_same_files(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
+@without_fsync()
 def test_random_stories_show_each_point_once_in_an_order_that_readers_follow(tmp_path_factory, data):
     """Streams, attempts, sub-runs, ends, states and crashes in any order.
 

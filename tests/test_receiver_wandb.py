@@ -573,8 +573,9 @@ def test_a_crash_at_any_byte_leads_to_the_same_files(tmp_path, monkeypatch):
             cuts += 1
             if cut >= length:
                 break
-            cut += 1 if cut < 40 or length - cut < 10 else 13
-    assert cuts > 300
+            every = number == 2  # one batch byte by byte, of the others the ends and a sample
+            cut += 1 if every or cut < 9 or length - cut < 4 else 37
+    assert cuts > 200
 
 
 def test_delivered_again_after_a_crash_before_the_commit(tmp_path):

@@ -81,6 +81,8 @@ def test_what_is_delivered_is_what_the_server_has(backend, tmp_path):
             *rows,
             ("text", {"key": "k", "path": "notes.txt", "text": "hello"}),
             ("summary", {"summary": {"best": 7}}),
+            ("log", {"message": "a line", "level": "INFO"}),
+            ("alert", {"title": "look", "text": "here"}),
             metrics(3, late=1.5),
         )
         target.end(run, status, given)
@@ -97,16 +99,18 @@ def test_what_is_delivered_is_what_the_server_has(backend, tmp_path):
             for step in range(1, 500)
         ]  # fmt: skip
         want.append(
-            {"late": 1.5, "global_step": 3, "_step": 500, "_timestamp": 1_700_000_000.503, "_runtime": 0.502}
+            {"late": 1.5, "global_step": 3, "_step": 500, "_timestamp": 1_700_000_000.505, "_runtime": 0.504}
         )
         assert comparable(held.rows) == want
         assert server_config(held) == {"lr": 0.1, "net": {"depth": 3}}
         assert comparable(held.summary) == {
             "loss": 1.0 / 499, "bad": "NaN", "up": float("-inf"), "late": 1.5, "best": 7, "_step": 500,
-            "_timestamp": 1_700_000_000.503, "_runtime": 59, "_wandb": {"runtime": 59},
+            "_timestamp": 1_700_000_000.505, "_runtime": 59, "_wandb": {"runtime": 59},
         }  # fmt: skip
         assert held.files["notes.txt"] == b"hello"
         fields = held.fields
+        assert [line.split(" ", 1)[-1] for line in held.output.values()] == ["INFO: a line"]
+        assert fields["alerts"] == ["look"]
         assert (fields["displayName"], fields["groupName"], fields["tags"]) == (f"name of {run}", "g", ["t"])
         assert (held.project, fields["host"]) == ("digits", "h")
 

@@ -22,8 +22,6 @@ if os.environ["WHICH"] == "real":
     import wandb
 else:
     import spoolagent.writers.wandb as wandb
-import numpy as np
-import torch
 seen = []
 def note(value):
     seen.append(value)
@@ -169,7 +167,7 @@ def history(log: Path) -> list[dict[Any, Any]]:
     for record in read_records(log):
         if record.WhichOneof("record_type") == "history":
             items = {
-                (i.key,) if i.key else tuple(i.nested_key): json.loads(i.value_json)
+                (i.key,) if i.key else tuple(i.nested_key): number(json.loads(i.value_json))
                 for i in record.history.item
             }
             rows.append({k: v for k, v in items.items() if k[0] not in ("_runtime", "_timestamp")})
@@ -181,7 +179,7 @@ def number(value: Any) -> Any:
     if isinstance(value, list):
         return [number(v) for v in value]
     if isinstance(value, dict):
-        return {k: number(v) for k, v in value.items()}
+        return {k: number(value[k]) for k in sorted(value)}  # theirs come in any order
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -220,5 +218,7 @@ def leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any
 def differences(mine: dict[Any, Any], theirs: dict[Any, Any]) -> dict[Any, Any]:
     """What differs, by its `repr` (so that NaN equals NaN, and True is not 1)."""
     missing = "missing"
-    pairs = {k: (repr(mine.get(k, missing)), repr(theirs.get(k, missing))) for k in mine.keys() | theirs.keys()}
+    pairs = {
+        k: (repr(mine.get(k, missing)), repr(theirs.get(k, missing))) for k in mine.keys() | theirs.keys()
+    }
     return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}

@@ -92,14 +92,20 @@ class Tracked:
         """The native run, opened: again when it had ended, for MLflow lets one log to a run that ended."""
         with guard.lock:
             if self._run is None:
-                self._run = self._open()
+                self._run = self._open(anew=self._started)
                 self.here = True
             elif self._run.finished:
-                self._run.reopen()
+                self._run.reopen()  # the same attempt: it stays failed when it was
             return self._run
 
-    def _open(self) -> NativeRun:
-        given = self.tags if self._started else {}  # a run that is gone on with keeps its tags
+    def _next_attempt(self) -> NativeRun:
+        """The native run of another attempt when it had ended: the status of the latest is the run's."""
+        if self._run is not None and self._run.finished:
+            self._run = self._open(anew=False)
+        return self.writer()
+
+    def _open(self, *, anew: bool) -> NativeRun:
+        given = self.tags if anew else {}  # a run that is gone on with keeps the tags that it has now
         tags = {k: v for k, v in given.items() if k not in (RUN_NAME, NOTE, PARENT)}
         small = sum(len(k) + len(v) for k, v in tags.items()) <= _START_TAGS
         run = NativeRun(
@@ -110,7 +116,7 @@ class Tracked:
             parent=given.get(PARENT),
             tags=tags if tags and small else None,
             api="mlflow",
-            extra=optional(at=self._start_at),
+            extra=optional(at=self._start_at if anew else None),
         )
         if not small:
             for part in chunks(tags.items(), _TAGS):
@@ -119,8 +125,9 @@ class Tracked:
 
     def resume(self) -> None:
         """Goes on with the run: it is running again."""
-        self.writer()
-        self.status = "RUNNING"
+        with guard.lock:
+            self._next_attempt()
+            self.status = "RUNNING"
 
     def end(self, status: str, end_ms: int | None = None) -> None:
         """Gives the run a status. Raises Exception, as MLflow does, for a word that is none."""
@@ -128,7 +135,7 @@ class Tracked:
         with guard.lock:
             run = self._run
             if run is None or not run.finished or self.status != status:
-                run = self.writer()
+                run = self._next_attempt()
                 if status in _STATUS:
                     run.finish(_STATUS[status])
             self.status = status

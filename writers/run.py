@@ -330,6 +330,8 @@ class Run:
     def reopen(self) -> None:
         """After `finish`: goes on with the same run and attempt, in a new stream."""
         if self.finished:
+            for name in ("tags", "labels", "notes", "config"):  # they may have been changed since
+                self._start.pop(name, None)
             self._shared = self._join(self._shared.stream.attempt)
 
     def __enter__(self) -> Self:

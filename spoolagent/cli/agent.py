@@ -1,12 +1,20 @@
 """`ship` and `serve`: the verbs that run as services."""
 
+import contextlib
+import signal
 import threading
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spoolagent.cli.common import ConfigOption, note
+from spoolagent.cli.common import ConfigOption, JsonOption, note, print_json, size_text
+from spoolagent.cli.progress import ByteProgress
 from spoolagent.cli.settings import load
+
+if TYPE_CHECKING:
+    from spoolagent.shipping.report import Note, ShipReport
 
 app = typer.Typer()
 
@@ -19,14 +27,13 @@ SpoolOption = Annotated[
 SweepOption = Annotated[
     str | None,
     typer.Option(
-        "--sweep-interval", metavar="TIME", help="How often every stream is looked at, such as 500ms or 5s."
+        "--sweep-interval", metavar="TIME", help="How often every stream is looked at, such as 500ms."
     ),
 ]
 PollOption = Annotated[
     bool | None,
     typer.Option(
-        "--poll/--no-poll",
-        help="Never (or always) use file-system events; default: whatever the disk allows.",
+        "--poll/--no-poll", help="Never (always) use file-system events; default: as the disk allows."
     ),
 ]
 
@@ -41,6 +48,7 @@ def ship(
         str | None, typer.Option("--to", metavar="TARGET", help="A directory: the spool to copy to.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Copy what is there, then end.")] = False,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
     sweep_interval: SweepOption = None,
     poll: PollOption = None,
@@ -48,17 +56,59 @@ def ship(
     """Copy a spool to another one, resumably.
 
     Runs until it is stopped, or once. What the target has already is compared by hash.
+    Exit code 1: something could not be shipped. 3: the target was away (with --once).
     """
     found = load(config, spool=spool, ship__to=to, agent__sweep_interval=sweep_interval, agent__poll=poll)
     settings = found.ship_settings(once=once)
+    from spoolagent.serving.notify import notify
     from spoolagent.shipping.shipper import ship as run
 
-    return run(settings, stop=threading.Event(), report=note)
+    with _stop_on_signals() as stop, ByteProgress("shipping", lambda: None) as progress:
+
+        def tell(said: "Note") -> None:
+            if said.kind == "shipped":
+                progress.advance(said.size_bytes)
+            else:
+                progress.say(said.text)
+
+        notify("READY=1")
+        report = run(settings, stop=stop, report=tell)
+        notify("STOPPING=1")
+    if as_json:
+        print_json({**asdict(report), "exit_code": report.exit_code})
+    else:
+        _summary(report, settings.target)
+    return report.exit_code
+
+
+def _summary(report: "ShipReport", target: str) -> None:
+    line = f"{target}: {size_text(report.shipped_bytes)} shipped, {report.shipped_lines} lines"
+    if report.shipped_blobs:
+        line += f", {report.shipped_blobs} blobs"
+    line += f"; {report.complete} of {report.streams} streams are ended and complete"
+    for kind in ("forks", "longer", "parked", "waiting", "errors"):
+        found = getattr(report, kind)
+        if found:
+            line += f", {len(found)} {kind}"
+    note(line)
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that what is begun is finished."""
+    stop = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    old = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @app.command(
     epilog="Examples: [bold]spoolagent serve --spool ./spool --to tensorboard:./tb[/bold]\n\n"
-    "[bold]spoolagent serve --spool /srv/spool --to mlflow:http://localhost:5000 --to tensorboard:/srv/tb[/bold]\n\n"
+    "[bold]spoolagent serve --spool /srv/spool --to mlflow:http://localhost:5000 --to jsonl:/srv/events.jsonl[/bold]\n\n"
     "[bold]spoolagent serve --config /etc/spoolagent.toml[/bold]"
 )
 def serve(
@@ -66,7 +116,7 @@ def serve(
     to: Annotated[
         list[str] | None,
         typer.Option(
-            "--to", metavar="RECEIVER", help="kind:target, or a name in the configuration; may be repeated."
+            "--to", metavar="RECEIVER", help="kind:target, or a name in the config; may be repeated."
         ),
     ] = None,
     config: ConfigOption = None,

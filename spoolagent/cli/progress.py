@@ -24,10 +24,17 @@ _LINE_EVERY_S = 10.0
 _LOOK_EVERY = 1 << 20
 
 
+def _say(bar: Progress | None, line: str) -> None:
+    if bar is None:
+        note(line)
+    else:
+        bar.console.print(Text(f"spoolagent: {clean(line)}"), soft_wrap=True)
+
+
 class ByteProgress:
     """Counts bytes. `total` is called only where a bar is shown."""
 
-    def __init__(self, what: str, total: Callable[[], int]) -> None:
+    def __init__(self, what: str, total: Callable[[], int | None]) -> None:
         self.done = 0
         self.console: Console = out()
         """Where findings are printed, above the bar."""
@@ -52,6 +59,10 @@ class ByteProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line for the person who watches, above the bar."""
+        _say(self._bar, line)
 
     def advance(self, size: int) -> None:
         """So many bytes more are done."""
@@ -95,10 +106,7 @@ class EventProgress:
 
     def report(self, line: str) -> None:
         """A line for the person who watches, above the bar."""
-        if self._bar is None:
-            note(line)
-        else:
-            self._bar.console.print(Text(f"spoolagent: {clean(line)}"), soft_wrap=True)
+        _say(self._bar, line)
 
     def __call__(self, delivered: dict[str, int]) -> None:
         """What each receiver has by now."""

@@ -1,5 +1,196 @@
 """`status`: how the spool and its receivers stand."""
 
+from collections.abc import Iterable
+from typing import Annotated, Any
+
 import typer
+from rich.console import Console
+from rich.text import Text
+
+from spoolagent.cli.common import (
+    ConfigOption,
+    JsonOption,
+    SpoolArgument,
+    ago_text,
+    clean,
+    out,
+    print_json,
+    shown,
+    size_text,
+    state_text,
+    table,
+)
+from spoolagent.cli.settings import spool_of
+from spoolagent.config_secrets import hide_password
+from spoolagent.format.facts import RunFacts, run_facts
+from spoolagent.format.layout import StreamKey
+from spoolagent.format.spool import open_spool
+from spoolagent.serving.status import ReceiverStatus, read_status
 
 app = typer.Typer()
+
+_BEHIND_SHOWN = 10
+
+
+@app.command(
+    epilog="Examples: [bold]spoolagent status ./spool[/bold]\n\n"
+    "[bold]spoolagent status ./spool --json | jq '.receivers[] | {name, pending, dead}'[/bold]"
+)
+def status(
+    spool: SpoolArgument = None,
+    as_json: JsonOption = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Name every stream that is behind, not only ten.")
+    ] = False,
+    config: ConfigOption = None,
+) -> int:
+    """Show how a spool and its receivers stand.
+
+    Per receiver: delivered, pending, dead letters, lost, and why it waits.
+    A spool that was never served shows its streams.
+    """
+    place = spool_of(spool, config)
+    uuid = open_spool(place).uuid
+    runs = list(run_facts(place))
+    last = {stream.key: stream.last_seq for run in runs for stream in run.streams}
+    receivers = [_facts(receiver, last) for receiver in read_status(place)]
+    if as_json:
+        print_json({"spool": place, "uuid": uuid, **_spool_facts(runs), "receivers": receivers})
+        return 0
+    console = out()
+    _print_spool(console, place, uuid, runs)
+    for receiver in receivers:
+        _print_receiver(console, receiver, None if every else _BEHIND_SHOWN)
+    if not receivers:
+        _print_streams(console, runs)
+    return 0
+
+
+def _spool_facts(runs: list[RunFacts]) -> dict[str, Any]:
+    streams = [stream for run in runs for stream in run.streams]
+    states: dict[str, int] = {}
+    for run in runs:
+        states[run.state or "unknown"] = states.get(run.state or "unknown", 0) + 1
+    return {
+        "sites": len({run.site for run in runs}),
+        "runs": len(runs),
+        "states": states,
+        "streams": len(streams),
+        "open_streams": sum(stream.ended is None for stream in streams),
+        "writers_gone": sum(stream.ended is None and stream.alive is False for stream in streams),
+        "events": sum(stream.last_seq for stream in streams),
+        "bytes": sum(stream.bytes for stream in streams),
+        "last_time_ns": max((run.last_time_ns for run in runs if run.last_time_ns is not None), default=None),
+    }
+
+
+def _facts(receiver: ReceiverStatus, last: dict[StreamKey, int]) -> dict[str, Any]:
+    """What is told of a receiver; passwords in its target's address are hidden."""
+    resolved = {cursor.key: cursor.next_seq - 1 for cursor in receiver.cursors}
+    behind = {
+        str(key): seq - resolved.get(key, 0)
+        for key, seq in last.items()
+        if ".fork-" not in key.writer and seq > resolved.get(key, 0)  # forks are kept, and never delivered
+    }
+    return {
+        "name": hide_password(receiver.name),
+        "target": hide_password(receiver.identity),
+        "running": receiver.is_running,
+        "pid": receiver.pid,
+        "error": hide_password(receiver.error),
+        "retry_in_s": receiver.retry_in_s if receiver.error else None,
+        "delivered": receiver.applied,
+        "pending": sum(behind.values()),
+        "dead": receiver.dead,
+        "lost": receiver.lost,
+        "quarantined": receiver.quarantined,
+        "skipped": receiver.skipped,
+        "dropped_by_writers": sum(cursor.dropped for cursor in receiver.cursors),
+        "behind": dict(sorted(behind.items(), key=lambda item: -item[1])),
+        "blocked": [{"stream": stream, "reason": reason} for stream, reason in receiver.blocked],
+        "folder": receiver.folder,
+    }
+
+
+# -- for people ----------------------------------------------------------------------------------------------------
+
+
+def _print_spool(console: Console, place: str, uuid: str, runs: list[RunFacts]) -> None:
+    facts = _spool_facts(runs)
+    states = (
+        ", ".join(f"{count} {state}" for state, count in sorted(facts["states"].items())) or "no runs yet"
+    )
+    console.print(Text.assemble((place, "bold"), (f"  {uuid}", "dim")), soft_wrap=True)
+    console.print(
+        Text(
+            f"  {facts['sites']} sites, {facts['runs']} runs ({states}), {facts['streams']} streams "
+            f"({facts['open_streams']} open), {facts['events']} events, {size_text(facts['bytes'])}, "
+            f"last news {ago_text(facts['last_time_ns'])}"
+        ),
+        soft_wrap=True,
+    )
+    if facts["writers_gone"]:
+        text = f"  {facts['writers_gone']} streams are open though their writers are gone: an agent on this machine ends them"
+        console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def _print_receiver(console: Console, facts: dict[str, Any], limit: int | None) -> None:
+    running = (
+        Text(f"running, pid {facts['pid']}", style="green")
+        if facts["running"]
+        else Text("not running", style="dim")
+    )
+    console.print()
+    console.print(Text.assemble((clean(facts["name"]), "bold"), "  ", running), soft_wrap=True)
+    for name, text, style in _lines(facts, limit):
+        console.print(Text.assemble((f"  {name:<13}", "dim"), (clean(text), style)), soft_wrap=True)
+
+
+def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str, str]]:
+    """(what, how it stands, style), what is fine left out."""
+    if facts["target"] != facts["name"]:
+        yield "target", facts["target"], ""
+    yield "delivered", f"{facts['delivered']} events", ""
+    behind = facts["behind"]
+    where = f" in {len(behind)} streams" if behind else ""
+    yield "pending", f"{facts['pending']} events{where}", "yellow" if behind and not facts["running"] else ""
+    for stream, count in list(behind.items())[:limit]:
+        yield "", f"{stream}: {count}", "dim"
+    if limit is not None and len(behind) > limit:
+        yield "", f"and {len(behind) - limit} streams more; --all names them", "dim"
+    if facts["error"]:
+        yield "waits", f"{facts['error']}; tries again in {facts['retry_in_s']:.0f} s", "red"
+    for key, name, style, unit in (
+        ("dead", "dead letters", "red", "events were refused for good"),
+        ("lost", "lost", "red", "events: their bytes are destroyed"),
+        ("quarantined", "quarantine", "yellow", "pieces of bytes that are no events"),
+        ("dropped_by_writers", "dropped", "yellow", "events could not be written when they were logged"),
+    ):
+        if facts[key]:
+            yield name, f"{facts[key]} {unit}", style
+    if facts["skipped"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in facts["skipped"].items())
+        yield "skipped", f"{kinds}: this tracker has no way to show them", ""
+    for item in facts["blocked"]:
+        yield "blocked", f"{item['stream']}: {item['reason']}", "yellow"
+
+
+def _print_streams(console: Console, runs: list[RunFacts]) -> None:
+    console.print()
+    console.print(
+        Text("no receiver was ever used with this spool; its streams:", style="dim"), soft_wrap=True
+    )
+    rows = table("stream", "run is", "stream is", ">events", ">size", "last news")
+    for run in runs:
+        for stream in run.streams:
+            open_ = {True: "open, alive", False: "open, writer gone", None: "open"}[stream.alive]
+            rows.add_row(
+                shown(str(stream.key)),
+                state_text(run.state, is_orphan=run.is_orphan),
+                stream.ended or open_,
+                str(stream.last_seq),
+                size_text(stream.bytes),
+                ago_text(stream.last_time_ns),
+            )
+    if rows.row_count:
+        console.print(rows)

@@ -112,7 +112,7 @@ def _status(db: sqlite3.Connection, folder: str, identity: str, note: dict[str, 
         dead=_count(db, "SELECT count(*) FROM dead"),
         lost=_count(db, "SELECT coalesce(sum(last - first + 1), 0) FROM lost"),
         quarantined=_count(db, "SELECT count(*) FROM quarantine"),
-        skipped={kind: n for kind, n in db.execute("SELECT type, n FROM skipped ORDER BY type")},
+        skipped=dict(db.execute("SELECT type, n FROM skipped ORDER BY type").fetchall()),
     )
 
 

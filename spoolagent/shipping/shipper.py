@@ -35,9 +35,11 @@ class Stop(Protocol):
 
     def is_set(self) -> bool:
         """True when the shipper should end."""
+        ...
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it should end, at most `timeout` s."""
+        ...
 
 
 def backoff_s(failures: int, *, spread: Callable[[], float] = random.random) -> float:

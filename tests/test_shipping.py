@@ -1,0 +1,707 @@
+"""Shipping from directory to directory, with real writers, and real processes that are killed."""
+
+import os
+import random
+import shutil
+import stat
+import threading
+
+import orjson
+import pytest
+import shipping_help as h
+
+from spoolagent.errors import Unreachable, UsageError
+from spoolagent.format import durable, ends, layout
+from spoolagent.format.layout import StreamKey
+from spoolagent.format.lines import encode_line
+from spoolagent.format.spool import create_spool, open_spool
+from spoolagent.shipping import shipper
+from spoolagent.shipping.directory import DirectoryTarget
+from spoolagent.shipping.target import AnotherSpool, OffsetRefused
+from spoolagent.testing import set_fault
+
+KILLS = int(os.environ.get("SPOOLAGENT_KILLS", "10"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    return h.make_spool(tmp_path / "source")
+
+
+@pytest.fixture
+def target(tmp_path):
+    return str(tmp_path / "target")
+
+
+@pytest.fixture
+def fault():
+    yield set_fault
+    set_fault(None)
+
+
+# -- plain copies ------------------------------------------------------------------------------------------
+
+
+def test_a_ship_copies_every_byte(source, target):
+    keys = [h.write_stream(source, 200, segment_bytes=2000, blob=b"pixels", site=f"site-{n}") for n in range(3)]
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert report.streams == report.complete == 3
+    assert report.shipped_blobs == 3
+    files = h.shipped_files(source)
+    assert len(files) > 20
+    assert h.shipped_files(target) == files
+    assert report.shipped_bytes == sum(len(d) for name, d in files.items() if name.endswith(".jsonl"))
+    assert report.shipped_lines == sum(d.count(b"\n") for name, d in files.items() if name.endswith(".jsonl"))
+    for key in keys:
+        assert h.events_in(target, key) == (list(range(1, 203)), "closed")
+
+
+def test_a_second_ship_has_nothing_to_do(source, target):
+    h.write_stream(source, 50, segment_bytes=2000)
+    h.ship_once(source, target)
+    report = h.ship_once(source, target)
+    assert (report.streams, report.complete, report.shipped_bytes) == (1, 1, 0)
+
+
+def test_what_it_makes_is_private_and_has_no_live_and_no_agent_files(source, target):
+    writer = h.new_writer(source)
+    writer.append("metrics", {"metrics": {"a": 1.0}})
+    key = StreamKey(writer.site, writer.run, writer.writer)
+    with open(os.path.join(layout.stream_dir(source, key), ".tmp-thing"), "wb") as file:
+        file.write(b"x")
+    with open(os.path.join(layout.stream_dir(source, key), "notes.txt"), "wb") as file:
+        file.write(b"x")
+    old = os.umask(0)
+    try:
+        h.ship_once(source, target)
+    finally:
+        os.umask(old)
+    assert os.path.exists(os.path.join(layout.stream_dir(source, key), "LIVE"))
+    assert os.listdir(layout.stream_dir(target, key)) == [layout.segment_name(1)]
+    for folder, folders, names in os.walk(target):
+        for name in folders:
+            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o700, name
+        for name in names:
+            assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600, name
+    writer.close()
+
+
+def test_only_whole_lines_ship(source, target):
+    writer = h.new_writer(source)
+    writer.append("metrics", {"metrics": {"a": 1.0}})
+    key = StreamKey(writer.site, writer.run, writer.writer)
+    whole = h.read(h.segment(source, key))
+    with open(h.segment(source, key), "ab") as file:
+        file.write(b'{"seq":3,"ti')
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert h.read(h.segment(target, key)) == whole
+    writer.close()
+
+
+def test_a_stream_is_fsynced_before_it_leaves_and_after_it_arrived(source, target, fault):
+    h.write_stream(source, 10, blob=b"pixels")
+    seen = []
+    fault(lambda operation, path: seen.append((operation, path)))
+    h.ship_once(source, target)
+    name = layout.segment_name(1)
+    synced = [n for n, (op, path) in enumerate(seen) if op == "fsync" and path.startswith(source) and path.endswith(name)]
+    wrote = [n for n, (op, path) in enumerate(seen) if op == "write" and path.endswith(name)]
+    after = [n for n, (op, path) in enumerate(seen) if op == "fsync" and not path.startswith(source) and path.endswith(name)]
+    blob = [n for n, (op, path) in enumerate(seen) if op == "rename" and "/blobs/" in path]
+    assert synced[0] < wrote[0]
+    assert wrote[-1] < after[-1]
+    assert blob
+    assert blob[0] < wrote[0]
+
+
+# -- following ---------------------------------------------------------------------------------------------
+
+
+def test_it_follows_a_writer_that_rotates(source, target):
+    with h.Following(source, target) as following:
+        writer = h.start(h.WRITER, source, 1500, 8000, 0.001, "close")
+        name = writer.stdout.readline().strip()
+        key = StreamKey("site-1", "run-1", name)
+        h.until(lambda: os.path.exists(h.segment(target, key)), "the first segment arrives while it writes")
+        assert writer.wait(h.DEADLINE_S) == 0
+        writer.stdout.close()
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target), "everything arrives")
+    assert len(layout.list_segments(layout.stream_dir(target, key))) > 5
+    assert h.events_in(target, key) == (list(range(1, 1517)), "closed")
+    assert following.report.exit_code == 0
+    assert following.report.shipped_bytes == sum(
+        len(data) for name, data in h.shipped_files(target).items() if name.endswith(".jsonl")
+    )
+
+
+def test_a_killed_writer_is_ended_and_its_end_ships(source, target):
+    with h.Following(source, target) as following:
+        writer = h.start(h.WRITER, source, 20, 8000, 0, "hang")
+        key = StreamKey("site-1", "run-1", writer.stdout.readline().strip())
+        assert writer.stdout.readline() == "written\n"
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target) != {})
+        assert not layout.list_ends(layout.stream_dir(source, key))
+        h.kill(writer)
+        h.until(lambda: layout.list_ends(layout.stream_dir(target, key)) == [1], "the .end arrives")
+        h.until(lambda: following.told.texts("ended"))
+    assert h.shipped_files(source) == h.shipped_files(target)
+    assert h.events_in(target, key)[1] == "dead"
+    assert not os.path.exists(os.path.join(layout.stream_dir(target, key), "LIVE"))
+    assert h.ship_once(source, target).complete == 1
+
+
+def test_torn_bytes_of_a_killed_writer_do_not_ship(source, target):
+    key = h.write_stream(source, 5, close=False)
+    whole = h.read(h.segment(source, key))
+    copy = os.path.join(source, "sites", "site-1", "runs", "run-1", "w-torn")
+    os.mkdir(copy)
+    torn = StreamKey("site-1", "run-1", "w-torn")
+    with open(h.segment(source, torn), "wb") as file:
+        file.write(whole + b'{"seq":7,"time":12')
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert h.read(h.segment(target, torn)) == whole
+    end = ends.read_end(layout.stream_dir(target, torn), 1)
+    assert end is not None
+    assert end.length == len(whole)
+
+
+def test_a_stream_born_elsewhere_is_not_ended_here(source, target, tmp_path):
+    other = h.make_spool(tmp_path / "other")
+    key = h.write_stream(other, 5, close=False)
+    h.ship_once(other, source)
+    h.ship_once(source, target)
+    assert layout.list_ends(layout.stream_dir(target, key)) == []
+    assert h.shipped_files(target) == h.shipped_files(source)
+
+
+# -- kills and rivals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.kill
+def test_a_shipper_that_is_killed_goes_on(source, target):
+    rng = random.Random(7)
+    writer = h.start(h.WRITER, source, 200 * (KILLS + 2), 20_000, 0.0005, "close")
+    key = StreamKey("site-1", "run-1", writer.stdout.readline().strip())
+    kills = 0
+    for _ in range(KILLS):
+        process = h.start(h.SHIPPER, source, target, "follow")
+        h.until(lambda p=process: p.stdout.readline() or p.poll() is not None)
+        threading.Event().wait(rng.random() * 0.15)
+        kills += process.poll() is None
+        h.kill(process)
+        if os.path.exists(h.segment(target, key)):
+            mine, theirs = h.shipped_files(source), h.shipped_files(target)
+            assert all(mine[name].startswith(data) for name, data in theirs.items())
+    assert kills == KILLS
+    assert writer.wait(h.DEADLINE_S) == 0
+    writer.stdout.close()
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert report.forks == report.longer == ()
+    assert h.shipped_files(target) == h.shipped_files(source)
+    assert h.events_in(target, key)[1] == "closed"
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "fsync", "rename", "mkdir"])
+def test_a_target_that_refuses_at_any_step_gets_everything_later(source, target, fault, operation):
+    h.write_stream(source, 100, segment_bytes=3000, blob=b"pixels", close=False)
+    ended = h.write_stream(source, 30)
+    create_spool(target)
+    where = f"/proc/self/fd/"
+    at = 0
+    while at < 12:
+        seen = 0
+
+        def refuse(op, path):
+            nonlocal seen
+            if op == operation and path.startswith(where):
+                seen += 1
+                if seen == at + 1:
+                    raise OSError(28, "No space left on device", path)
+
+        fault(refuse)
+        try:
+            h.ship_once(source, target)
+        except (Unreachable, UsageError) as error:
+            assert "No space left" in str(error)
+        fault(None)
+        at += 1
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert report.forks == ()
+    assert h.shipped_files(target) == h.shipped_files(source)
+    assert h.events_in(target, ended)[1] == "closed"
+
+
+def test_two_shippers_at_once_do_no_harm(source, target):
+    with h.Following(source, target) as one, h.Following(source, target) as two:
+        writer = h.start(h.WRITER, source, 1000, 8000, 0.001, "close")
+        key = StreamKey("site-1", "run-1", writer.stdout.readline().strip())
+        assert writer.wait(h.DEADLINE_S) == 0
+        writer.stdout.close()
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target))
+    assert h.events_in(target, key) == (list(range(1, 1012)), "closed")
+    total = sum(len(data) for name, data in h.shipped_files(target).items() if name.endswith(".jsonl"))
+    assert one.report.shipped_bytes + two.report.shipped_bytes == total
+    assert one.told.texts("fork") == two.told.texts("fork") == []
+
+
+def test_the_target_accepts_only_its_own_length(target):
+    place = DirectoryTarget(target)
+    place.open(None)
+    with place.stream(StreamKey("s", "r", "w")) as copy:
+        copy.append(1, 0, b"abc")
+        for offset in (0, 2, 4):
+            with pytest.raises(OffsetRefused):
+                copy.append(1, offset, b"x")
+        copy.append(1, 3, b"def")
+    assert h.read(h.segment(target, StreamKey("s", "r", "w"))) == b"abcdef"
+
+
+# -- longer, forks, damage ---------------------------------------------------------------------------------
+
+
+def test_a_longer_target_wins(source, target, tmp_path):
+    key = h.write_stream(source, 20, close=False)
+    h.ship_once(source, target)
+    before = h.read(h.segment(target, key))
+    cut = before[: before.rfind(b"\n", 0, -1) + 1]
+    with open(h.segment(source, key), "wb") as file:
+        file.write(cut)
+    report = h.ship_once(source, target)
+    assert len(report.longer) == 1
+    assert report.exit_code == 0
+    assert h.read(h.segment(target, key)) == before
+    assert h.read(h.segment(source, key)) == cut
+
+
+def fork_of(source, other, key, *, keep_lines):
+    """Copies a stream to the spool `other` and lets it go on in another way after so many lines."""
+    shutil.copytree(layout.stream_dir(source, key), layout.stream_dir(other, key))
+    path = h.segment(other, key)
+    lines = h.read(path).splitlines(keepends=True)[:keep_lines]
+    seq = keep_lines
+    mine = [
+        encode_line({"seq": seq + n, "time": 5, "type": "metrics", "metrics": {"other": float(n)}}) for n in range(3)
+    ]
+    with open(path, "wb") as file:
+        file.write(b"".join(lines + mine))
+    return path
+
+
+def test_a_fork_is_kept_beside_and_stays_in_its_place(source, target, tmp_path):
+    key = h.write_stream(source, 20)
+    h.ship_once(source, target)
+    before = h.shipped_files(target)
+    other = h.make_spool(tmp_path / "other")
+    path = fork_of(source, other, key, keep_lines=8)
+    report = h.ship_once(other, target)
+    assert len(report.forks) == 1
+    assert report.exit_code == 0
+    names = os.listdir(os.path.dirname(layout.stream_dir(target, key)))
+    fork = next(name for name in names if name != key.writer)
+    assert fork.startswith(f"{key.writer}.fork-")
+    assert len(fork) == len(key.writer) + len(".fork-") + 8
+    assert h.read(h.segment(target, key._replace(writer=fork))) == h.read(path)
+    for name, data in before.items():
+        assert h.shipped_files(target)[name] == data
+    with open(path, "ab") as file:  # it goes on, in another session, to the same place
+        file.write(encode_line({"seq": 11, "time": 6, "type": "metrics", "metrics": {"other": 9.0}}))
+    h.ship_once(other, target)
+    assert h.read(h.segment(target, key._replace(writer=fork))) == h.read(path)
+    third = h.make_spool(tmp_path / "third")
+    path3 = fork_of(source, third, key, keep_lines=5)
+    h.ship_once(third, target)
+    names = os.listdir(os.path.dirname(layout.stream_dir(target, key)))
+    assert len(names) == 3
+    contents = {h.read(h.segment(target, key._replace(writer=name))) for name in names}
+    assert contents == {h.read(path), h.read(path3), h.read(h.segment(source, key))}
+
+
+def test_a_fork_of_a_fork_gets_a_place_of_its_own(source, target, tmp_path):
+    key = h.write_stream(source, 20)
+    h.ship_once(source, target)
+    paths = [h.segment(source, key)]
+    for name in ("b", "c"):
+        other = h.make_spool(tmp_path / name)
+        path = fork_of(source, other, key, keep_lines=8)
+        with open(path, "ab") as file:  # the same first lines after the split, then another one
+            event = {"seq": 11, "time": 6, "type": "metrics", "metrics": {name: 9.0}}
+            file.write(encode_line(event))
+        paths.append(path)
+        for _ in range(2):
+            report = h.ship_once(other, target)
+            assert report.exit_code == 0
+    run = os.path.dirname(layout.stream_dir(target, key))
+    contents = [h.read(h.segment(target, key._replace(writer=name))) for name in sorted(os.listdir(run))]
+    assert sorted(contents) == sorted(h.read(path) for path in paths)
+
+
+@pytest.mark.parametrize("damage", ["torn", "zeros", "flipped", "hole"])
+def test_a_target_that_a_crash_has_damaged_is_healed(source, target, damage):
+    key = h.write_stream(source, 40)
+    h.ship_once(source, target)
+    path = h.segment(target, key)
+    whole = h.read(path)
+    data = bytearray(whole)
+    third = len(whole) // 3
+    if damage == "torn":
+        data = data[: 2 * third + 5]
+    elif damage == "zeros":
+        data[2 * third :] = bytes(len(whole) - 2 * third)
+    elif damage == "flipped":
+        data[third] ^= 1
+    else:
+        data[third : third + 300] = bytes(300)
+    with open(path, "wb") as file:
+        file.write(data)
+    h.segment(source, key)
+    with open(h.segment(source, key), "ab"):
+        pass
+    seal_kept = damage in ("flipped", "hole")
+    if seal_kept:  # where the seal is whole the copy is taken as whole, so let the source go on without one
+        for path_ in (path, h.segment(source, key)):
+            content = h.read(path_)
+            with open(path_, "wb") as file:
+                file.write(content[: content.rfind(b"\n", 0, -1) + 1])
+        whole = h.read(h.segment(source, key))
+    report = h.ship_once(source, target)
+    assert report.forks == report.longer == ()
+    assert h.read(path) == whole
+
+
+def test_a_bad_line_waits_then_ships_as_it_is(source, target):
+    key = h.write_stream(source, 40)
+    path = h.segment(source, key)
+    data = bytearray(h.read(path))
+    data[len(data) // 2] ^= 1
+    with open(path, "wb") as file:
+        file.write(data)
+    told = h.Telling()
+    report = h.ship_once(source, target, tell=told)
+    assert report.exit_code == 0
+    assert len(told.texts("waiting")) == 1
+    assert h.read(h.segment(target, key)) == bytes(data)
+    seqs, state = h.events_in(target, key)
+    assert state == "closed"
+    assert len(seqs) == 40
+
+
+def test_a_bad_line_that_heals_never_ships(source, target):
+    key = h.write_stream(source, 40)
+    path = h.segment(source, key)
+    good = h.read(path)
+    data = bytearray(good)
+    data[len(data) // 2] ^= 1
+    with open(path, "wb") as file:
+        file.write(data)
+    with h.Following(source, target, patience_s=3600.0) as following:
+        h.until(lambda: following.told.texts("waiting"))
+        until_bad = good.rfind(b"\n", 0, len(good) // 2) + 1
+        h.until(lambda: len(h.read(h.segment(target, key))) == until_bad)
+        with open(path, "r+b") as file:
+            file.write(good)
+        h.until(lambda: h.read(h.segment(target, key)) == good)
+    assert following.report.exit_code == 0
+
+
+def test_damage_at_the_source_after_it_was_shipped_makes_no_fork(source, target):
+    key = h.write_stream(source, 40, close=False)
+    h.ship_once(source, target)
+    path = h.segment(source, key)
+    good = h.read(path)
+    data = bytearray(good)
+    data[len(data) // 2] ^= 1
+    more = encode_line({"seq": 42, "time": 6, "type": "metrics", "metrics": {"x": 9.0}})
+    with open(path, "wb") as file:
+        file.write(bytes(data) + more)
+    report = h.ship_once(source, target)
+    assert report.forks == ()
+    assert h.read(h.segment(target, key)) == good + more
+
+
+def test_a_source_replaced_by_rename_is_compared_again(source, target):
+    key = h.write_stream(source, 40, close=False)
+    path = h.segment(source, key)
+    good = h.read(path)
+    with h.Following(source, target) as following:
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target) != {})
+        grown = good + encode_line({"seq": 42, "time": 6, "type": "metrics", "metrics": {"x": 9.0}})
+        with open(path + ".new", "wb") as file:
+            file.write(grown)
+        os.rename(path + ".new", path)
+        h.until(lambda: h.read(h.segment(target, key)) == grown)
+        lines = good.splitlines(keepends=True)
+        lines[3] = encode_line({"seq": 3, "time": 6, "type": "metrics", "metrics": {"other": 9.0}})
+        with open(path + ".new", "wb") as file:
+            file.write(b"".join(lines))
+        os.rename(path + ".new", path)
+        h.until(lambda: following.told.texts("fork"))
+        h.until(lambda: len(os.listdir(os.path.dirname(layout.stream_dir(target, key)))) == 2)
+    assert h.read(h.segment(target, key)) == grown
+
+
+def test_a_damaged_blob_is_refused_and_the_rest_goes_on(source, target):
+    key = h.write_stream(source, 10, blob=b"first")
+    h.write_stream(source, 10, blob=b"second", run="run-2")
+    ours = h.shipped_files(source)
+    name = next(n for n, data in ours.items() if data == b"first")
+    with open(os.path.join(source, name), "wb") as file:
+        file.write(b"f1rst")
+    report = h.ship_once(source, target)
+    assert report.exit_code == 1
+    assert len(report.errors) == 1
+    assert name in report.errors[0]
+    theirs = h.shipped_files(target)
+    assert name not in theirs
+    assert theirs == {n: data for n, data in ours.items() if n != name}
+    assert not [n for _, _, names in os.walk(os.path.join(target, ".agent", "incoming")) for n in names]
+    with open(os.path.join(source, name), "wb") as file:
+        file.write(b"first")
+    assert h.ship_once(source, target).exit_code == 0
+    assert h.shipped_files(target) == ours
+    assert h.events_in(target, key)[1] == "closed"
+
+
+def test_a_blob_that_comes_after_its_event_is_shipped(source, target):
+    key = h.write_stream(source, 10, blob=b"late")
+    name, data = next((n, d) for n, d in h.shipped_files(source).items() if "/blobs/" in n)
+    os.unlink(os.path.join(source, name))
+    with h.Following(source, target) as following:
+        h.until(lambda: following.told.texts("error"))
+        h.until(lambda: os.path.exists(h.segment(target, key)))
+        with open(os.path.join(source, name), "wb") as file:
+            file.write(data)
+        h.until(lambda: h.shipped_files(target) == h.shipped_files(source))
+    assert following.report.exit_code == 0
+
+
+def test_a_newer_format_ships_unread(source, target):
+    key = StreamKey("site-1", "run-1", "w-new")
+    os.makedirs(layout.stream_dir(source, key))
+    data = b'{"format":2,"writer":"w-new"}\nanything at all\n'
+    with open(h.segment(source, key), "wb") as file:
+        file.write(data + b"torn")
+    plain = h.write_stream(source, 5)
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert len(report.parked) == 1
+    assert h.read(h.segment(target, key)) == data
+    assert h.events_in(target, plain)[1] == "closed"
+
+
+def test_a_next_segment_waits_for_the_one_before_it(source, target):
+    key = h.write_stream(source, 60, segment_bytes=2000)
+    path = h.segment(source, key)
+    good = h.read(path)
+    with open(path, "wb") as file:
+        file.write(good[: len(good) // 2])
+    with h.Following(source, target, patience_s=3600.0) as following:
+        h.until(lambda: following.told.texts("waiting"))
+        h.until(lambda: os.path.exists(h.segment(target, key)))
+        assert layout.list_segments(layout.stream_dir(target, key)) == [1]
+        with open(path, "wb") as file:
+            file.write(good)
+        h.until(lambda: h.shipped_files(target) == h.shipped_files(source))
+
+
+def test_a_segment_that_stays_incomplete_ships_as_it_is(source, target):
+    key = h.write_stream(source, 60, segment_bytes=2000)
+    path = h.segment(source, key)
+    good = h.read(path)
+    with open(path, "wb") as file:
+        file.write(good[: len(good) // 2])
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert h.shipped_files(target) == h.shipped_files(source)
+
+
+def test_what_was_pruned_is_told_to_a_target_that_has_not_got_it(source, target, tmp_path):
+    key = h.write_stream(source, 100, segment_bytes=2000)
+    stream = layout.stream_dir(source, key)
+    h.ship_once(source, target)
+    segments = layout.list_segments(stream)
+    os.unlink(h.segment(source, key))
+    line = encode_line({"through": segments[1] - 1, "prev": "0" * 64, "time": 1})
+    durable.write_file(os.path.join(stream, layout.PRUNED_FILE), line)
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert 1 in layout.list_segments(layout.stream_dir(target, key))
+    assert not os.path.exists(os.path.join(layout.stream_dir(target, key), layout.PRUNED_FILE))
+    fresh = str(tmp_path / "fresh")
+    h.ship_once(source, fresh)
+    assert h.shipped_files(fresh) == h.shipped_files(source)
+    assert h.events_in(fresh, key) == (list(range(segments[1], 102)), "closed")
+
+
+# -- names and links ---------------------------------------------------------------------------------------
+
+
+def test_links_are_not_followed_out_of_the_spool(source, target, tmp_path):
+    key = h.write_stream(source, 5)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret\n")
+    run = os.path.dirname(layout.stream_dir(source, key))
+    os.mkdir(os.path.join(run, "w-link"))
+    os.symlink(outside / "secret", os.path.join(run, "w-link", layout.segment_name(1)))
+    os.symlink(outside, os.path.join(run, "w-dir"))
+    os.makedirs(outside / "run" / "w")
+    os.makedirs(os.path.join(source, "sites", "evil"))
+    (outside / "run" / "w" / layout.segment_name(1)).write_bytes(b"secret\n")
+    os.symlink(outside, os.path.join(source, "sites", "evil", "runs"))
+    report = h.ship_once(source, target)
+    assert report.exit_code == 1
+    assert len(report.errors) == 2
+    files = h.shipped_files(target)
+    assert set(files) == {os.path.relpath(h.segment(source, key), source)}
+
+
+def test_names_that_differ_by_case_are_refused_and_the_rest_goes_on(source, target):
+    h.write_stream(source, 5, site="Site")
+    h.ship_once(source, target)
+    shutil.rmtree(os.path.join(source, "sites", "Site"))
+    h.write_stream(source, 5, site="site")
+    good = h.write_stream(source, 5, site="zzz")
+    report = h.ship_once(source, target)
+    assert len(report.errors) == 1
+    assert "differs only by case" in report.errors[0]
+    assert sorted(os.listdir(os.path.join(target, "sites"))) == ["Site", "zzz"]
+    assert h.events_in(target, good)[1] == "closed"
+
+
+def test_one_unreadable_stream_does_not_stop_the_others(source, target):
+    bad = h.write_stream(source, 5, site="a")
+    good = h.write_stream(source, 5, site="b")
+    os.unlink(h.segment(source, bad))
+    os.mkdir(h.segment(source, bad))
+    report = h.ship_once(source, target)
+    assert report.exit_code == 1
+    assert len(report.errors) == 1
+    assert h.events_in(target, good)[1] == "closed"
+
+
+# -- places ------------------------------------------------------------------------------------------------
+
+
+def test_a_target_in_the_spool_is_refused(source):
+    for place in (source, os.path.join(source, "sub"), os.path.join(source, "..", "source")):
+        with pytest.raises(UsageError, match="lies in the spool"):
+            h.ship_once(source, place)
+    assert sorted(os.listdir(source)) == ["spool.json"]
+
+
+def test_a_copied_spool_json_is_refused(source, target):
+    os.mkdir(target)
+    shutil.copy(os.path.join(source, "spool.json"), target)
+    with pytest.raises(UsageError, match=r"remove spool\.json"):
+        h.ship_once(source, target)
+
+
+def test_a_target_that_is_away_is_unreachable_and_nothing_is_made_there(source, target):
+    h.write_stream(source, 5)
+    h.ship_once(source, target)
+    os.rename(target, target + "-away")
+    with pytest.raises(Unreachable, match="is away"):
+        h.ship_once(source, target)
+    assert not os.path.exists(target)
+    os.mkdir(target)  # an empty mount point
+    with pytest.raises(Unreachable, match=r"holds no spool\.json"):
+        h.ship_once(source, target)
+    assert os.listdir(target) == []
+    create_spool(target)
+    with pytest.raises(AnotherSpool) as caught:
+        h.ship_once(source, target)
+    assert caught.value.exit_code == 2
+    assert sorted(os.listdir(target)) == ["spool.json"]
+
+
+def test_a_target_that_vanishes_and_comes_back(source, target, monkeypatch):
+    monkeypatch.setattr(shipper, "backoff_s", lambda failures: 0.05)
+    key = h.write_stream(source, 20, close=False)
+    with h.Following(source, target) as following:
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target) != {})
+        os.rename(target, target + "-away")
+        with open(h.segment(source, key), "ab") as file:
+            file.write(encode_line({"seq": 22, "time": 6, "type": "metrics", "metrics": {"x": 9.0}}))
+        h.until(lambda: following.told.texts("away"))
+        assert not os.path.exists(target)
+        more = h.write_stream(source, 20, blob=b"pixels", run="run-2")
+        os.rename(target + "-away", target)
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target))
+        h.until(lambda: following.told.texts("back"))
+    assert len(following.told.texts("away")) == 1
+    assert following.report.exit_code == 0
+    assert h.events_in(target, more)[1] == "closed"
+
+
+def test_a_target_restored_from_an_old_backup_asks_again(source, target, tmp_path):
+    key = h.write_stream(source, 100, segment_bytes=2000, close=False)
+    h.ship_once(source, target)
+    backup = str(tmp_path / "backup")
+    shutil.copytree(target, backup)
+    with open(h.segment(source, key, layout.list_segments(layout.stream_dir(source, key))[-1]), "ab") as file:
+        file.write(encode_line({"seq": 102, "time": 6, "type": "metrics", "metrics": {"x": 9.0}}))
+    h.ship_once(source, target)
+    shutil.rmtree(target)
+    os.rename(backup, target)
+    os.unlink(h.segment(target, key, layout.list_segments(layout.stream_dir(source, key))[-1]))
+    report = h.ship_once(source, target)
+    assert report.exit_code == 0
+    assert h.shipped_files(source) == h.shipped_files(target)
+
+
+def test_a_full_target_is_tried_again_while_following(source, target, fault, monkeypatch):
+    monkeypatch.setattr(shipper, "backoff_s", lambda failures: 0.02)
+    for run in ("r1", "r2", "r3", "r4"):
+        h.write_stream(source, 50, run=run)
+    full = threading.Event()
+    full.set()
+
+    def refuse(operation, path):
+        if full.is_set() and operation == "write" and path.endswith(".jsonl"):
+            raise OSError(28, "No space left on device", path)
+
+    fault(refuse)
+    with h.Following(source, target) as following:
+        h.until(lambda: following.told.texts("away"))
+        assert not following.told.texts("back")
+        full.clear()
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target))
+        h.until(lambda: following.told.texts("back"))
+    assert following.report.exit_code == 0
+    assert "No space left" in following.told.texts("away")[0]
+
+
+def test_the_memory_of_a_target(source, target):
+    h.write_stream(source, 5)
+    h.ship_once(source, target)
+    (name,) = os.listdir(os.path.join(source, ".agent", "ship"))
+    known = orjson.loads(h.read(os.path.join(source, ".agent", "ship", name)))
+    assert known["uuid"] == open_spool(target).uuid
+    assert known["uuid"] != open_spool(source).uuid
+
+
+def test_open_files_stay_few(source, target):
+    for run in range(5):
+        h.write_stream(source, 200, segment_bytes=1500, run=f"r{run}", blob=b"pixels")
+    before = len(os.listdir("/proc/self/fd"))
+    most = 0
+
+    def tell(note):
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/fd")))
+
+    h.ship_once(source, target, tell=tell)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert most - before < 12
+
+
+def test_backoff_is_bounded():
+    waits = [shipper.backoff_s(n, spread=lambda: 1.0) for n in range(1, 50)]
+    assert waits[:3] == [0.5, 1.0, 2.0]
+    assert max(waits) == waits[-1] == 60.0
+    assert shipper.backoff_s(50, spread=lambda: 0.0) == 30.0
