@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolagent.contract import State
-from spoolagent.errors import Transient
+from spoolagent.errors import Unreachable
 from spoolagent.format.durable import fault_point, fsync_dir, fsync_fd, make_dirs, write_all
 from spoolagent.format.layout import FILE_MODE
 
@@ -66,7 +66,7 @@ def append(state: State, *files: Append) -> None:
     """Adds the bytes to all the files, durably, and puts their new lengths into the state.
 
     It may call `state.checkpoint()`. So call it once per delivery, with all files, and put whatever must become
-    true only together with the cursor *after* it. Raises Transient when the file system refuses (full, I/O error,
+    true only together with the cursor *after* it. Raises Unreachable when the file system refuses (full, I/O error,
     no permission); calling it again with the same batch then completes the files.
     """
     try:
@@ -81,7 +81,7 @@ def append(state: State, *files: Append) -> None:
             _write(plan)
     except OSError as error:
         place = error.filename or (files[0].folder if files else "")
-        raise Transient(f"{place}: {error.strerror or error}: make room or mend the file system") from error
+        raise Unreachable(f"{place}: {error.strerror or error}: make room or mend the file system") from error
     for file, plan in plans:
         state.put(file.key, {**plan.record, "length": plan.at + len(plan.data), "skip": plan.skip})
 
@@ -131,7 +131,7 @@ def _free_name(file: Append, first: int) -> tuple[int, str]:
         name = file.name(number)
         if not os.path.lexists(os.path.join(file.folder, name)):  # what is not in the state is not ours
             return number, name
-    raise Transient(f"{file.folder}: {MAX_NAMES} names from {file.name(first)} on are taken: move them away")
+    raise Unreachable(f"{file.folder}: {MAX_NAMES} names from {file.name(first)} on are taken: move them away")
 
 
 def _encoded(file: Append, at: int, skip: int) -> tuple[bytes, int]:

@@ -47,7 +47,7 @@ class JsonLinesReceiver:
         self._state = state
 
     def deliver(self, batch: Batch) -> Outcome:
-        """Returns when the lines are fsynced. Raises Transient or Unreachable."""
+        """Returns when the lines are fsynced. Raises Unreachable."""
         if batch.events:
             site, run, writer = batch.stream.key
             self._append(

@@ -72,7 +72,7 @@ class TensorBoardReceiver:
         self._state = state
 
     def deliver(self, batch: Batch) -> Outcome:
-        """Returns when all event files are fsynced. Raises Transient or Unreachable."""
+        """Returns when all event files are fsynced. Raises Unreachable."""
         state = self._checked_state()
         outcome = Outcome()
         if not batch.events:

@@ -23,6 +23,7 @@ from spoolagent.format.events import Event
 from spoolagent.format.values import from_json
 from spoolagent.receivers import wandb_media as media
 from spoolagent.receivers.wandb_media import RunFile, Unusable
+from spoolagent.receivers.wandb_overlays import overlays
 from spoolagent.receivers.wandb_records import json_text
 from spoolagent.receivers.wandb_session import Session, closes, prefix
 from spoolagent.receivers.wandb_summary import Stamp, definition
@@ -60,25 +61,25 @@ def _metrics(run: Session, event: Event, writer: str, blobs: str) -> bool:
 
 
 def _text(run: Session, event: Event, writer: str, blobs: str) -> bool:
-    data = event.data
-    if data.get("path"):
-        if data.get("blob") is not None:
-            return run.add_files(
-                [RunFile(media.relative(data["path"]), source=media.blob_file(blobs, data["blob"]))]
-            )
-        return run.add_files([RunFile(media.relative(data["path"]), data=data["text"].encode())])
-    blob = data.get("blob")
-    return run.media(
-        event,
-        writer,
-        data["text"] if blob is None else media.read_blob(blobs, blob).decode("utf-8", "replace"),
-    )
+    data, blob = event.data, event.data.get("blob")
+    if not data.get("path"):
+        text = data["text"] if blob is None else media.read_blob(blobs, blob).decode("utf-8", "replace")
+        return run.media(event, writer, text)
+    path = media.relative(data["path"])
+    if blob is None:
+        file = RunFile(path, data=data["text"].encode())
+    else:
+        file = RunFile(path, source=media.blob_file(blobs, blob))
+    run.add_files([file])
+    # our W&B writer's Html; any other text with a path is a file and no more
+    return run.media(event, writer, media.html(file)) if path.startswith("media/html/") else True
 
 
 def _media(run: Session, event: Event, writer: str, blobs: str) -> bool:
     file, value = media.media(event, blobs)
-    run.add_files([file])
-    return run.media(event, writer, value)
+    more, over = overlays(event, blobs) if event.type == "image" else ([], {})
+    run.add_files([file, *more])
+    return run.media(event, writer, {**value, **over})
 
 
 def _histogram(run: Session, event: Event, writer: str, blobs: str) -> bool:

@@ -19,7 +19,7 @@ from spoolagent.receivers.wandb_names import file_part
 
 MAX_BINS = 512
 """W&B shows no histogram with more bins."""
-_RESERVED = frozenset({"config.yaml", "wandb-summary.json", "wandb-metadata.json", "output.log", "media"})
+_RESERVED = frozenset({"config.yaml", "wandb-summary.json", "wandb-metadata.json", "output.log"})
 """Names at the top of `files/` that W&B itself writes."""
 _FOLDERS = {"image": "media/images", "audio": "media/audio", "video": "media/videos"}
 
@@ -94,7 +94,7 @@ def media(event: Event, blobs: str) -> tuple[RunFile, dict[str, Any]]:
         head = file.data if file.data is not None else _front(str(file.source))
         height, width = image_size(head) or (0, 0)
     value |= {"format": extension, "height": height, "width": width}
-    return file, _in_list(data, value) if (data.get("count") or 1) > 1 else value
+    return file, _in_list(value) if (data.get("count") or 1) > 1 else value
 
 
 def _front(path: str) -> bytes:
@@ -102,24 +102,26 @@ def _front(path: str) -> bytes:
         return file.read(1 << 20)
 
 
-def _in_list(data: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+def _in_list(value: dict[str, Any]) -> dict[str, Any]:
     """One image of a list; the row joins the parts."""
-    made = {
+    return {
         "_type": "images/separated",
         "width": value["width"],
         "height": value["height"],
         "format": value["format"],
         "count": 1,
         "filenames": [value["path"]],
+        "captions": [value.get("caption", "")],
     }
-    if "caption" in value or data.get("index") is not None:
-        made["captions"] = [value.get("caption", "")]
-    return made
+
+
+def media_stem(event: Event) -> str:
+    """`<key>_<step>`, with the event's seq where there is no step."""
+    return f"{file_part(event.data['key'])}_{event.seq if event.step is None else event.step}"
 
 
 def _media_path(event: Event, digest: str, extension: str) -> str:
-    step = event.seq if event.step is None else event.step
-    return f"{_FOLDERS[event.type]}/{file_part(event.data['key'])}_{step}_{digest[:20]}.{extension.lower()}"
+    return f"{_FOLDERS[event.type]}/{media_stem(event)}_{digest[:20]}.{extension.lower()}"
 
 
 def table(event: Event, blobs: str) -> tuple[RunFile, dict[str, Any]]:
@@ -135,8 +137,7 @@ def table(event: Event, blobs: str) -> tuple[RunFile, dict[str, Any]]:
         columns, rows = held["columns"], held["data"]
     content = orjson.dumps({"columns": columns, "data": [[_cell(cell) for cell in row] for row in rows]})
     digest = hashlib.sha256(content).hexdigest()
-    step = event.seq if event.step is None else event.step
-    path = f"media/table/{file_part(event.data['key'])}_{step}_{digest[:20]}.table.json"
+    path = f"media/table/{media_stem(event)}_{digest[:20]}.table.json"
     value = {"_type": "table-file", "path": path, "sha256": digest, "size": len(content)}
     return RunFile(path, data=content), {**value, "ncols": len(columns), "nrows": len(rows)}
 
@@ -175,6 +176,20 @@ def relative(path: str) -> str:
     ):
         raise Unusable(f"{path!r} is not a relative path inside the run")
     return f"artifacts/{path}" if parts[0] in _RESERVED else path
+
+
+def html(file: RunFile) -> dict[str, Any]:
+    """The value of a page that is a file of the run."""
+    data = file.data
+    if data is None:
+        with open(str(file.source), "rb") as source:
+            data = source.read()
+    return {
+        "_type": "html-file",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": len(data),
+        "path": file.path,
+    }
 
 
 def artifact(event: Event, blobs: str) -> list[RunFile]:

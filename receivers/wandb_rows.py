@@ -118,7 +118,7 @@ class Rows:
         rising = row.step is not None and row.step > self.last_step
         step = row.step if rising and row.step is not None else self.last_step + 1
         self.last_step = step
-        values, axis = row.values, None
+        values, axis = {name: _finished(text) for name, text in row.values.items()}, None
         if row.step is not None and (held.api != "wandb" or step != row.step):
             values.setdefault(STEP_COLUMN, str(row.step))
             if step != row.step:
@@ -157,6 +157,16 @@ def _joined(held: str | None, text: str) -> str:
     else:
         _merge(before, after)
     return json.dumps(before, separators=(",", ":"), ensure_ascii=False)
+
+
+def _finished(text: str) -> str:
+    """A list of images without captions has none, rather than empty ones."""
+    if not text.startswith('{"_type":"images/'):
+        return text
+    value = json.loads(text)
+    if not any(value.get("captions", ())):
+        value.pop("captions", None)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

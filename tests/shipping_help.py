@@ -136,6 +136,7 @@ from spoolagent.settings import AgentSettings, ShipSettings
 from spoolagent.shipping.shipper import ship
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *a: stop.set())
+print("up", flush=True)
 agent = AgentSettings(spool=sys.argv[1], sweep_interval_s=0.05, patience_s=0.2)
 report = ship(ShipSettings(agent=agent, target=sys.argv[2], once=sys.argv[3] == "once"), stop=stop,
               report=lambda note: print(note.kind, flush=True))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tb_help import Killed, clone, cuts, killed_at, plant, tree, without_fsync
 
-from spoolagent.errors import Transient
+from spoolagent.errors import Unreachable
 from spoolagent.receivers.appendfile import Append, append, own_names
 from spoolagent.testing import MemoryState, set_fault
 
@@ -190,7 +190,7 @@ def test_a_file_that_appears_between_naming_and_creation_is_not_ours(tmp_path):
 
     set_fault(fault)
     try:
-        with pytest.raises(Transient):
+        with pytest.raises(Unreachable):
             append(state, adder(tmp_path, ONE))
         set_fault(None)
         state.rollback()
@@ -210,7 +210,7 @@ def test_a_full_disk_is_transient_and_leaves_no_trace(tmp_path, operation):
 
     set_fault(fault)
     try:
-        with pytest.raises(Transient, match="No space left"):
+        with pytest.raises(Unreachable, match="No space left"):
             append(state, adder(root, ONE))
     finally:
         set_fault(None)
@@ -232,7 +232,7 @@ def test_after_a_failed_fsync_the_bytes_are_written_again(tmp_path):
 
     set_fault(fault)
     try:
-        with pytest.raises(Transient):
+        with pytest.raises(Unreachable):
             append(state, adder(tmp_path, ONE))
         state.rollback()
         append(state, adder(tmp_path, ONE))

@@ -33,7 +33,7 @@ from tb_help import (
 )
 
 from spoolagent.contract import RunEnd
-from spoolagent.errors import Transient, Unreachable, UsageError
+from spoolagent.errors import Unreachable, UsageError
 from spoolagent.receivers.pixels import encode_png, image_size
 from spoolagent.receivers.tb_place import component, sub_path
 from spoolagent.receivers.tensorboard import TensorBoardReceiver
@@ -764,7 +764,7 @@ def test_a_full_disk_is_transient_and_passes(tmp_path):
 
     set_fault(full)
     try:
-        with pytest.raises(Transient, match="No space"):
+        with pytest.raises(Unreachable, match="No space"):
             bench.send(stream, scalar(1.0, 0))
     finally:
         set_fault(None)

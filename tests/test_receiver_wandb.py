@@ -353,6 +353,71 @@ def test_media_files_and_values(target, tmp_path):
     assert named == set(held)
 
 
+def test_boxes_masks_and_pages(target, tmp_path):
+    blobs = tmp_path / "blobs"
+    boxes = b'{"pred":{"box_data":[{"class_id":1}],"class_labels":{"1":"car"}}}'
+    files = [
+        {"path": "boxes.json", "blob": put_blob(blobs, boxes)},
+        {"path": "masks/1", "blob": put_blob(blobs, bytes(4))},
+    ]
+    mask = {"name": "gt", "file": "masks/1", "encoding": "raw", "height": 2, "width": 2, "channels": 1}
+    image = {
+        "key": "im",
+        "step": 3,
+        "blob": put_blob(blobs, encode_png(bytes(4), 2, 2, 1)),
+        "encoding": "png",
+    }
+    outcome = target.deliver(
+        make_stream(),
+        RUN_START,
+        ("image", {**image, "files": files, "masks": [mask]}),
+        ("text", {"key": "page", "step": 3, "path": "media/html/page_3_x.html", "text": "<p>"}),
+        ("image", {**image, "files": files[:1], "masks": [mask]}),
+        blobs=blobs,
+    )
+    assert outcome.dead == {4: "boxes or masks of the image: 'masks/1'"}
+    target.end()
+    (log,) = target.logs()
+    (row,) = rows_of(read_records(log))
+    (box,), (drawn,) = row["im"]["boxes"].items(), row["im"]["masks"].items()
+    assert (box[0], box[1]["_type"], drawn[0], drawn[1]["_type"]) == ("pred", "boxes2D", "gt", "mask")
+    held = log.parent / "files"
+    assert json.loads((held / box[1]["path"]).read_bytes()) == json.loads(boxes)["pred"]
+    assert (held / drawn[1]["path"]).read_bytes() == encode_png(bytes(4), 2, 2, 1)
+    assert row["page"] == {
+        "_type": "html-file", "path": "media/html/page_3_x.html", "size": 3,
+        "sha256": hashlib.sha256(b"<p>").hexdigest(),
+    }  # fmt: skip
+
+
+def test_a_new_name_of_the_run(target):
+    target.deliver(
+        make_stream(),
+        RUN_START,
+        ("custom", {"name": "wandb.run", "data": {"name": "better", "labels": ["x"]}}),
+        (
+            "custom",
+            {
+                "name": "wandb.value",
+                "data": {"key": "n", "value": {"a": {"b": [1]}}},
+                "step": 0,
+                "commit": False,
+            },
+        ),
+        ("custom", {"name": "somebody.else", "data": {}}),
+        metrics(0, m=1),
+    )
+    target.end("killed")
+    target.deliver(make_stream(), metrics(1, m=2))
+    first, second = target.logs()
+    names = [r.run.display_name for r in read_records(first) if r.HasField("run")]
+    assert names == ["site-1-run-1", "better"]
+    assert (one_of(read_records(second), "run").display_name, rows_of(read_records(first))[0]["n"]) == (
+        "better",
+        {"a": {"b": [1]}},
+    )
+
+
 def test_what_cannot_be_applied_is_a_dead_letter_and_the_rest_goes_on(target, tmp_path):
     blobs = tmp_path / "blobs"
     blob = put_blob(blobs, b"x")

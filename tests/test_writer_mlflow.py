@@ -393,6 +393,7 @@ def everything(m, experiment, tick, folder):
         breaks(m)
     m.start_run(run_name="killed")
     m.end_run("KILLED")
+    states(m, tick)
     with m.start_run(run_id=run.info.run_id, tags={"again": "yes"}, description="more") as again:
         assert again.info.run_id == run.info.run_id
         tick()
@@ -405,6 +406,32 @@ def breaks(m):
     with m.start_run(run_name="broken", tags={"mlflow.user": "me"}):
         m.log_param("p", 1)
         raise RuntimeError("bad")
+
+
+def states(m, tick):
+    client = m.MlflowClient()
+
+    def begin(name, status):
+        ident = m.start_run(run_name=name).info.run_id
+        m.end_run(status)
+        tick()  # streams are replayed in the order of their creation
+        return ident
+
+    with m.start_run(run_id=begin("tried again", "FAILED")):
+        m.log_metric("m", 1)
+    m.log_metric("m", 1, run_id=begin("failed, then logged to", "FAILED"))
+    m.log_metric("m", 1, run_id=begin("finished, then logged to", "FINISHED"))
+    ident = begin("changed twice", "FINISHED")
+    client.set_terminated(ident, "FAILED")
+    tick()
+    client.set_tag(ident, "t", 1)
+    tick()
+    client.set_terminated(ident, "KILLED")
+    ident = begin("better after all", "FAILED")
+    client.log_metric(ident, "m", 2)
+    tick()
+    client.set_terminated(ident)
+    client.update_run(begin("renamed", "FINISHED"), status="FAILED", name="renamed and failed")
 
 
 def log_numbers(m, tick):
@@ -701,6 +728,27 @@ def test_large_calls_are_split_and_kept_whole(spool):
     assert [(e["type"], e["blob"]["size"] > 10**6) for e in only(spool, "text", "table")] == [
         ("text", True),
         ("table", True),
+    ]
+
+
+def test_a_batch_that_is_refused_logs_nothing(spool):
+    entities, client = ours.entities, ours.MlflowClient()
+    good, bad = entities.Metric("m", 1, 5, 1), entities.Metric("a//b", 1, 5, 1)
+    with ours.start_run() as run:
+        param, tag = entities.Param("p", "1"), entities.RunTag("t", "1")
+        for batch in (
+            ([good, bad], [param], [tag]),
+            ([good], [entities.Param("/p", "1")], [tag]),
+            ([good], [param], [entities.RunTag("a@b", "1")]),
+        ):
+            with pytest.raises(ours.MlflowException):
+                client.log_batch(run.info.run_id, *batch)
+        assert fields(spool) == []
+        client.log_batch(run.info.run_id, [good], [param], [tag])
+    assert fields(spool) == [
+        {"params": {"p": "1"}},
+        {"metrics": {"m": 1.0}, "step": 1, "at": 5_000_000},
+        {"tags": {"t": "1"}},
     ]
 
 

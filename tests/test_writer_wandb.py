@@ -131,6 +131,7 @@ attempt(lambda: first.log({"a": 1}))
 MEDIA = """
 rng = np.random.default_rng(1)
 rgb = rng.integers(0, 255, (5, 7, 3), dtype=np.uint8)
+wandb.finish()
 wandb.init(project="p", id="i1")
 wandb.log({"img": wandb.Image(rgb, caption="c"), "loss": 1})
 wandb.log({"deep": {"img": wandb.Image(rgb[:, :, 0]), "x": 1}}, step=4)
@@ -324,6 +325,9 @@ def test_what_needs_a_server_says_so(spool):
         with pytest.raises(NotSupportedError):
             wandb.init(**wrong)
     assert wandb.login(key="x") is True
+    assert len(wandb.util.generate_id()) == 8
+    assert wandb.errors.UsageError is wandb.UsageError
+    assert wandb.data_types.Table is wandb.Table
 
 
 def test_row_of_an_earlier_step_is_kept(spool, capsys):
@@ -705,6 +709,19 @@ def test_threads_number_their_rows_without_gaps(spool):
     assert [e["step"] for e in logged(spool, "metrics")] == list(range(800))
 
 
+def test_a_second_run_beside_the_one_of_the_environment(spool, monkeypatch):
+    monkeypatch.setenv("SPOOLAGENT_RUN", "from-env")
+    first = wandb.init(config={"a": 1})
+    second = wandb.init(reinit="create_new", config={"a": 2})
+    assert first.id == "from-env"
+    assert second.id != first.id
+    second.log({"x": 1})
+    second.finish()
+    assert wandb.run is first
+    first.finish()
+    assert [e.type for e in help_.events(spool, "from-env")] == ["run_start", "run_end"]
+
+
 def test_files(spool, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.txt").write_text("one")
@@ -775,7 +792,7 @@ def test_nested_media_and_figures(spool):
     plt.close(figure)
     run.finish()
     first, second = logged(spool, "image")
-    assert first["key"] == "n.img"
+    assert (first["key"], first["nested"]) == ("n.img", ["n", "img"])
     assert (second["key"], second["height"], second["width"], second["channels"]) == ("fig", 20, 20, 4)
     (value,) = logged(spool, "custom")
     assert value["data"] == {"key": "n", "value": {"x": 1}}

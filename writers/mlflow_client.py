@@ -161,10 +161,7 @@ class MlflowClient:
     ) -> RunOperations | None:
         """Logs objects like MLflow's Metric, Param and RunTag."""
         if metrics or params or tags:
-            tracked = book.find_run(run_id)
-            tracked.log_params((param.key, param.value) for param in params)
-            tracked.log_metrics(metrics)
-            tracked.set_tags((tag.key, tag.value) for tag in tags)
+            book.find_run(run_id).log_batch(metrics, params, tags)
         return done(synchronous)
 
     # -- files -----------------------------------------------------------------------------------------------

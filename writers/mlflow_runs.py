@@ -100,7 +100,8 @@ class Tracked:
 
     def _next_attempt(self) -> NativeRun:
         """The native run of another attempt when it had ended: the status of the latest is the run's."""
-        if self._run is not None and self._run.finished:
+        if self._run is not None and self.status in _STATUS:
+            self._run.finish(_STATUS[self.status])  # does nothing, unless it was logged to after its end
             self._run = self._open(anew=False)
         return self.writer()
 
@@ -135,7 +136,7 @@ class Tracked:
         with guard.lock:
             run = self._run
             if run is None or not run.finished or self.status != status:
-                run = self._next_attempt()
+                run = self.writer() if self.status == status else self._next_attempt()
                 if status in _STATUS:
                     run.finish(_STATUS[status])
             self.status = status
@@ -188,11 +189,15 @@ class Tracked:
         if held is None or point >= held:
             self.metrics[key] = point
 
-    def log_metrics(self, points: Iterable[Any]) -> None:
-        """Logs objects with key, value, timestamp (ms, or None for now) and step; all are checked first."""
-        for (step, at_ns), values in _grouped(_checked(points)):
+    def log_batch(self, metrics: Iterable[Any], params: Iterable[Any], tags: Iterable[Any]) -> None:
+        """Logs objects like MLflow's Metric (its timestamp in ms), Param and RunTag; all are checked first."""
+        points = _checked(metrics)
+        texts = _checked_tags((tag.key, tag.value) for tag in tags)
+        self.log_params((param.key, param.value) for param in params)
+        for (step, at_ns), values in _grouped(points):
             self.writer().log(values, step, at_ns=at_ns)
             self._keep(values, step, at_ns)
+        self._set_tags(texts)
 
     # -- params and tags -----------------------------------------------------------------------------------
 
@@ -217,10 +222,9 @@ class Tracked:
 
     def set_tags(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Sets tags; the last value of a name stays. The tag mlflow.runName renames the run."""
-        tags: dict[str, str] = {}
-        for i, (key, value) in enumerate(pairs):
-            check_key("tag", key, f"tags[{i}].key")
-            tags[key] = cut(str(value), MAX_TAG, "tag value")
+        self._set_tags(_checked_tags(pairs))
+
+    def _set_tags(self, tags: dict[str, str]) -> None:
         with guard.lock:
             for part in chunks(tags.items(), _TAGS):
                 self.writer().set_tags(part)
@@ -286,6 +290,14 @@ def _checked(points: Iterable[Any]) -> list[tuple[str, float, int, int | None]]:
         at_ns = None if at is None else to_at_ns(at, f"{where}.timestamp")
         checked.append((point.key, value, to_step(point.step, f"{where}.step"), at_ns))
     return checked
+
+
+def _checked_tags(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    for i, (key, value) in enumerate(pairs):
+        check_key("tag", key, f"tags[{i}].key")
+        tags[key] = cut(str(value), MAX_TAG, "tag value")
+    return tags
 
 
 def _grouped(

@@ -16,14 +16,16 @@ What becomes of a `log` call, beside docs/format.md: every event has the row's `
 complete with `commit` true, or when a larger step comes. Numbers: one `metrics` event, the last of the call.
 Strings: `text`. bool, None, lists, nested dictionaries: `custom` `wandb.value` `{"key", "value"}` (large: `value`
 is the JSON in the event's `blob`). A name, notes or tags that change: `custom` `wandb.run`. Boxes and masks of an
-image, and media in table cells: further blobs in the event's `files` (the list of `artifact`).
+image, and media in table cells: further blobs in the event's `files` (the list of `artifact`). Media inside a
+nested dictionary: a dotted `key`, and the path in `nested`. A page: `text` with the `path` `media/html/...html`.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spoolagent.writers import wandb_errors, wandb_init
+from spoolagent.writers import wandb_config, wandb_errors, wandb_init
 from spoolagent.writers.wandb_artifact import Artifact
 from spoolagent.writers.wandb_config import Config
 from spoolagent.writers.wandb_disabled import DisabledRun
@@ -268,20 +270,31 @@ _REFUSED = frozenset(
         "link_model",
         "link_artifact",
         "pin_config_keys",
-        "helper",
         "ensure_configured",
         "api",
         "ArtifactTTL",
-        "errors",
-        "data_types",
         "sdk",
-        "util",
         "env",
     }
 )
 
 
+class util:  # noqa: N801 - W&B's name
+    """What scripts use of `wandb.util`."""
+
+    @staticmethod
+    def generate_id(length: int = 8) -> str:
+        """A random id of lower-case letters and digits."""
+        return wandb_init.short_id(length)
+
+
+errors = wandb_errors
+helper = wandb_config
+
+
 def __getattr__(name: str) -> Any:
+    if name == "data_types":
+        return sys.modules[__name__]
     if name in _REFUSED:
         wandb_errors.refuse(f"wandb.{name}", _ELSEWHERE.get(name, ""))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from spoolagent.format.layout import list_names, run_dir
+from spoolagent.format.names import new_run_id
 from spoolagent.writers import process
 from spoolagent.writers.run import Run as Spool
 from spoolagent.writers.run import optional
@@ -67,22 +68,27 @@ def make_config(config: Any, exclude: list[str] | None, include: list[str] | Non
 
 def start_disabled(settings: Settings, config: Config) -> Run:
     """A run that logs nothing."""
-    run_id = settings.run_id or _short_id()
+    run_id = settings.run_id or short_id()
     said = {"run_id": run_id, "run_name": settings.run_name or f"dummy-{run_id}"}
     said |= {"project": settings.project or "dummy", "entity": settings.entity or "dummy", "mode": "disabled"}
     return DisabledRun(Settings(**{**settings.given(), **said}), config)
 
 
-def _short_id() -> str:
-    return "".join("abcdefghijklmnopqrstuvwxyz0123456789"[byte % 36] for byte in os.urandom(8))
+def short_id(length: int = 8) -> str:
+    """A random id of lower-case letters and digits."""
+    return "".join("abcdefghijklmnopqrstuvwxyz0123456789"[byte % 36] for byte in os.urandom(length))
 
 
 def start(settings: Settings, config: Config) -> Run:
     """A new run, or a new attempt of the run `settings.run_id`."""
     global _hooked  # noqa: PLW0603 - once a process
     run_id = settings.run_id or process.place_from(os.environ).run
+    if settings.run_id is None and any(run.id == run_id for run in active):
+        run_id = new_run_id()  # a second run beside the one that has SPOOLAGENT_RUN
     if run_id is not None:
         _check_resume(settings, run_id)
+    elif settings.resume in ("auto", True):
+        notice("resume='auto' has no effect without an id: give id= or set WANDB_RUN_ID")
     spool = Spool(
         project=settings.project,
         name=settings.run_name,

@@ -2,7 +2,8 @@
 
 Numbers go to one `metrics` event, strings to `text`, media to their own types. Whatever else JSON can hold (bool,
 None, lists, nested dictionaries) is a `custom` event `wandb.value` with `{"key", "value"}`: a nested dictionary
-stays one value under its own key, so `{"a": {"b": 1}}` and `{"a.b": 1}` differ.
+stays one value under its own key, so `{"a": {"b": 1}}` and `{"a.b": 1}` differ. Media inside a nested dictionary
+have a dotted key and their path in the field `nested`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import orjson
 from spoolagent.format.values import clean_text, metric_value, to_json
 from spoolagent.writers.wandb_errors import notice, refuse
 from spoolagent.writers.wandb_media import Html, Part, WBValue, text_part
-from spoolagent.writers.wandb_values import friendly
+from spoolagent.writers.wandb_values import friendly, key_text
 
 _INLINE = 256 << 10
 
@@ -50,10 +51,10 @@ def _add(row: Row, key: str, value: Any, step: int) -> None:
     if isinstance(value, WBValue):
         row.parts.extend(value.parts(key, step))
         row.shown[key] = value.summary()
-    elif isinstance(value, (list, tuple)) and value and all(isinstance(v, WBValue) for v in value):
+    elif _is_media_list(value):
         _add_list(row, key, value, step)
     elif isinstance(value, Mapping):
-        plain = _without_media(row, key, value, step)
+        plain = _without_media(row, (key,), value, step)
         if plain:  # W&B drops a dictionary without leaves
             _add_plain(row, key, friendly(plain))
     else:
@@ -89,22 +90,28 @@ def _value(key: str, value: Any) -> Part:
     return Part("custom", {"name": "wandb.value", "data": {"key": key}}, data)
 
 
-def _without_media(row: Row, path: str, values: Mapping[Any, Any], step: int) -> dict[Any, Any]:
-    """The nested values that are plain; media among them become events under a dotted key."""
+def _without_media(row: Row, path: tuple[str, ...], values: Mapping[Any, Any], step: int) -> dict[Any, Any]:
+    """The nested values that are plain; media among them become events under a dotted key, with their path."""
     plain: dict[Any, Any] = {}
     for key, given in values.items():
         value = _media(given)
+        inner = (*path, clean_text(key_text(key)))
         if isinstance(value, Mapping):
-            inner = _without_media(row, f"{path}.{key}", value, step)
-            if inner:
-                plain[key] = inner
-        elif isinstance(value, WBValue):
-            row.parts.extend(value.parts(clean_text(f"{path}.{key}"), step))
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, WBValue) for v in value):
-            _add_list(row, clean_text(f"{path}.{key}"), value, step)
+            deeper = _without_media(row, inner, value, step)
+            if deeper:
+                plain[key] = deeper
+        elif isinstance(value, WBValue) or _is_media_list(value):
+            held = Row([], {}, {}, None)
+            _add(held, ".".join(inner), value, step)
+            nested = {"nested": list(inner)}
+            row.parts.extend(part._replace(fields={**part.fields, **nested}) for part in held.parts)
         else:
             plain[key] = value
     return plain
+
+
+def _is_media_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, WBValue) for v in value)
 
 
 def _add_list(row: Row, key: str, values: Any, step: int) -> None:

@@ -78,7 +78,9 @@ def in_mlflow(uri: str, site: str) -> Points:
     points: Points = Counter()
     for run in runs:
         for key in run.data.metrics:
-            points.update((m.key, m.timestamp, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+            points.update(
+                (m.key, m.timestamp, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)
+            )
     return points
 
 

@@ -5,12 +5,14 @@ three shippers, one `serve` with a worker process for each tracker. Half-way a w
 SIGKILL. At the end each tracker is read back with its own reader and counted.
 """
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from rich.table import Table
 from spoolagent.demo import points
 from spoolagent.demo.train import SITES
 from spoolagent.errors import SpoolError, UsageError
-from spoolagent.format.layout import iter_streams
+from spoolagent.format.layout import StreamKey, iter_streams
 from spoolagent.serving.status import ReceiverStatus, read_status
 
 STEPS = 300
@@ -71,10 +73,16 @@ class Crew:
         self.places, self.steps = places, steps
         self._stack = stack
 
-    def _start(self, name: str, args: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    def _start(
+        self, name: str, args: list[str], env: dict[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
         log = self._stack.enter_context(open(os.path.join(self.places.out, "logs", f"{name}.log"), "ab"))
         process = subprocess.Popen(
-            [sys.executable, "-m", *args], env={**os.environ, **(env or {})}, stdout=log, stderr=log, cwd=self.places.out
+            [sys.executable, "-m", *args],
+            env={**os.environ, **(env or {})},
+            stdout=log,
+            stderr=log,
+            cwd=self.places.out,
         )
         self._stack.callback(_end, process)
         return process
@@ -93,11 +101,17 @@ class Crew:
     def ship(self, api: str) -> "subprocess.Popen[bytes]":
         """A site's shipper."""
         spool = os.path.join(self.places.site(api), "spool")
-        return self._start(f"ship-{api}", ["spoolagent", "ship", "--spool", spool, "--to", self.places.server])
+        return self._start(
+            f"ship-{api}", ["spoolagent", "ship", "--spool", spool, "--to", self.places.server]
+        )
 
     def serve(self) -> "subprocess.Popen[bytes]":
         """The server's agent."""
-        to = [f"tensorboard:{self.places.tensorboard}", f"mlflow:{self.places.mlflow}", f"wandb:offline:{self.places.wandb}"]
+        to = [
+            f"tensorboard:{self.places.tensorboard}",
+            f"mlflow:{self.places.mlflow}",
+            f"wandb:offline:{self.places.wandb}",
+        ]
         args = [word for spec in to for word in ("--to", spec)]
         return self._start("serve", ["spoolagent", "serve", "--spool", self.places.server, *args])
 
@@ -126,7 +140,12 @@ def run_demo(out: str, *, steps: int = STEPS, console: Console | None = None) ->
 
 def _check_extras() -> None:
     missing = []
-    for module, extra in (("sklearn", "demo"), ("mlflow", "demo"), ("tensorboard", "demo"), ("wandb", "demo")):
+    for module, extra in (
+        ("sklearn", "demo"),
+        ("mlflow", "demo"),
+        ("tensorboard", "demo"),
+        ("wandb", "demo"),
+    ):
         try:
             __import__(module)
         except ImportError:
@@ -155,22 +174,34 @@ def _act(crew: Crew, console: Console) -> None:
 
     create_spool(places.server)
     serve = crew.serve()
-    console.print(f"1. The server's agent is up (pid {serve.pid}) and replays to TensorBoard, MLflow and W&B.")
+    console.print(
+        f"1. The server's agent is up (pid {serve.pid}) and replays to TensorBoard, MLflow and W&B."
+    )
     trainers = {api: crew.train(api) for api in SITES}
     for api, process in trainers.items():
         console.print(f"2. {site_name(api)} trains and logs with the API of {api} (pid {process.pid}).")
     for api in SITES:
-        _until(lambda api=api: os.path.exists(os.path.join(places.site(api), "spool", "spool.json")), "a spool")  # type: ignore[misc]
+        spool_file = os.path.join(places.site(api), "spool", "spool.json")
+        _until(functools.partial(os.path.exists, spool_file), "a spool")
         crew.ship(api)
     console.print("3. Three shippers copy the sites' spools to the server's.")
-    _until(lambda: _applied(places, "tensorboard") > crew.steps and _applied(places, "mlflow") > 0, "the first half")
-    victim = next(status for status in read_status(places.server) if status.identity.startswith("tensorboard"))
+    _until(
+        lambda: _applied(places, "tensorboard") > crew.steps and _applied(places, "mlflow") > 0,
+        "the first half",
+    )
+    victim = next(
+        status for status in read_status(places.server) if status.identity.startswith("tensorboard")
+    )
     if victim.pid is not None:
         os.kill(victim.pid, signal.SIGKILL)
-    console.print(f"4. Half-way: SIGKILL to the TensorBoard worker (pid {victim.pid}); its supervisor starts another.")
+    console.print(
+        f"4. Half-way: SIGKILL to the TensorBoard worker (pid {victim.pid}); its supervisor starts another."
+    )
     trainers["mlflow"].kill()
     trainers["mlflow"].wait()
-    console.print(f"5. SIGKILL to the training of {site_name('mlflow')}; requeued, it goes on from its checkpoint.")
+    console.print(
+        f"5. SIGKILL to the training of {site_name('mlflow')}; requeued, it goes on from its checkpoint."
+    )
     trainers["mlflow"] = crew.train("mlflow")
     for api, process in trainers.items():
         if process.wait(_PATIENCE_S) != 0:
@@ -190,12 +221,11 @@ def _is_drained(places: Places) -> bool:
     return len(statuses) == len(SITES) and all(_has_ended(status, streams) for status in statuses)
 
 
-def _has_ended(status: ReceiverStatus, streams: set[object]) -> bool:
+def _has_ended(status: ReceiverStatus, streams: set[StreamKey]) -> bool:
     return {cursor.key for cursor in status.cursors if cursor.end} >= streams
 
 
-def _until(condition: "object", what: str) -> None:
-    assert callable(condition)
+def _until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -204,9 +234,13 @@ def _until(condition: "object", what: str) -> None:
 
 
 def _judge(places: Places, console: Console) -> int:
-    table = Table(title="What was issued, and what each tracker holds (points, by the tracker's own identity)")
+    table = Table(
+        title="What was issued, and what each tracker holds (points, by the tracker's own identity)"
+    )
     for column in ("site", "logged with", "tracker", "issued", "delivered", "lost", "doubled"):
-        table.add_column(column, justify="right" if column in ("issued", "delivered", "lost", "doubled") else "left")
+        table.add_column(
+            column, justify="right" if column in ("issued", "delivered", "lost", "doubled") else "left"
+        )
     bad = 0
     for api in SITES:
         site = site_name(api)
@@ -222,9 +256,15 @@ def _judge(places: Places, console: Console) -> int:
     console.print(f"\nEverything lies in {places.out}. Look at it:")
     console.print(f"  tensorboard --logdir {places.tensorboard}", soft_wrap=True)
     console.print(f"  mlflow ui --backend-store-uri {places.mlflow}", soft_wrap=True)
-    console.print(f"  wandb sync {places.wandb}/offline-run-*    (sends it to your W&B account)", soft_wrap=True)
+    console.print(
+        f"  wandb sync {places.wandb}/offline-run-*    (sends it to your W&B account)", soft_wrap=True
+    )
     console.print(f"  spoolagent status --spool {places.server}", soft_wrap=True)
-    console.print("\n[bold green]Nothing lost, nothing doubled.[/]" if not bad else f"\n[bold red]{bad} points lost or doubled.[/]")
+    console.print(
+        "\n[bold green]Nothing lost, nothing doubled.[/]"
+        if not bad
+        else f"\n[bold red]{bad} points lost or doubled.[/]"
+    )
     return 1 if bad else 0
 
 

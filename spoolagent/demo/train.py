@@ -18,7 +18,7 @@ CHECKPOINT_EVERY = 25
 PACE_S = 0.02
 """Between two steps: the digits are small, and a demo should last long enough to be interrupted."""
 
-Log = Callable[[dict[str, float], int], None]
+Log = Callable[[dict[str, float], int], object]
 
 
 def load_site(number: int) -> Any:

@@ -38,6 +38,14 @@ class Hints(Protocol):
         """Streams that changed, or None for "look at all of them"."""
 
 
+class _HeldRun:
+    """A run whose tracker said "not now" to a batch of the stream `key`."""
+
+    def __init__(self, key: StreamKey) -> None:
+        self.key = key
+        self.backoff = Backoff()
+
+
 class Worker:
     """Delivers a spool's streams to one receiver that is open.
 
@@ -70,7 +78,7 @@ class Worker:
         self._runs: dict[tuple[str, str], set[StreamKey]] = {}
         self._pending: list[Commit] = []
         self._backoff = Backoff()
-        self._run_backoffs: dict[tuple[str, str], Backoff] = {}
+        self._held_runs: dict[tuple[str, str], _HeldRun] = {}
         self._resume_at = 0.0
         self._error = ""
         self._draining = False
@@ -190,13 +198,18 @@ class Worker:
             task.state, task.note = "blocked", f"cannot be read: {error}"
             return False
         due_s = task.due_in(draining=self._draining)
-        if due_s is None or due_s > 0 or self._comes_later(task):
+        if due_s is None or due_s > 0 or self._is_held(task) or self._comes_later(task):
             return False
         missing = task.missing_blob()
         if missing is not None:
             task.state, task.note = "blocked", f"blob {missing} has not arrived"
             return False
         return self._deliver(task)
+
+    def _is_held(self, task: Task) -> bool:
+        """True while another stream's batch of the same run was not taken: that one comes first, as it was."""
+        hold = self._held_runs.get((task.key.site, task.key.run))
+        return hold is not None and hold.key != task.key
 
     def _comes_later(self, task: Task) -> bool:
         """True while an earlier attempt of the run, or an earlier stream that has ended, has undelivered events.
@@ -279,13 +292,13 @@ class Worker:
             return False
         except Transient as error:
             self._store.rollback(mark)
-            backoff = self._run_backoffs.setdefault(run, Backoff())
-            task.retry_at = self._clock() + backoff.failed(error.retry_after_s)
+            hold = self._held_runs.setdefault(run, _HeldRun(task.key))
+            task.retry_at = self._clock() + hold.backoff.failed(error.retry_after_s)
             task.note = self._error = str(error)
-            if backoff.failures == 1:
+            if hold.backoff.failures == 1:
                 self._report(f"{self._limits.name}: {task.key}: {error}; trying again")
             return False
-        self._run_backoffs.pop(run, None)
+        self._held_runs.pop(run, None)
         self._is_back()
         return True
 
@@ -466,7 +479,7 @@ class Worker:
     @property
     def is_failing(self) -> bool:
         """True while the tracker does not take what it is given."""
-        return self._clock() < self._resume_at or bool(self._run_backoffs)
+        return self._clock() < self._resume_at or bool(self._held_runs)
 
     @property
     def error(self) -> str:
