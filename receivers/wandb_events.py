@@ -174,7 +174,8 @@ def _custom(run: Session, event: Event, writer: str, blobs: str) -> bool:
     if isinstance(data.get("labels"), list):
         fields["labels"] = [str(label) for label in data["labels"]]
     run.info = replace(run.info, **fields)
-    run.records.run(run.info, {}, resume=False)
+    if not run.fresh:  # else the log's first record says it
+        run.records.run(run.info, {}, resume=False)
     return True
 
 

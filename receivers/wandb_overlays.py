@@ -24,8 +24,8 @@ def overlays(event: Event, blobs: str) -> tuple[list[RunFile], dict[str, Any]]:
         held = {file["path"]: reference(file["blob"]) for file in data["files"]}
         boxes = from_json(orjson.loads(read_blob(blobs, held["boxes.json"]))) if "boxes.json" in held else {}
         made = [_box(event, name, box) for name, box in boxes.items()]
-        for mask in data.get("masks") or []:
-            made.append(_mask(event, mask, read_blob(blobs, held[mask["file"]])))
+        masks = data.get("masks") or []
+        made += [_mask(event, mask, read_blob(blobs, held[mask["file"]])) for mask in masks]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Unusable(f"boxes or masks of the image: {error}") from error
     value: dict[str, Any] = {}

@@ -330,7 +330,7 @@ def test_what_needs_a_server_says_so(spool):
     assert wandb.data_types.Table is wandb.Table
 
 
-def test_row_of_an_earlier_step_is_kept(spool, capsys):
+def test_row_of_an_earlier_step_is_kept(spool, capsys, tmp_path):
     run = wandb.init(id="late")
     run.log({"a": 1}, step=10)
     run.log({"b": 2}, step=4)
@@ -346,6 +346,12 @@ def test_row_of_an_earlier_step_is_kept(spool, capsys):
         ({"d": 4}, 10, True),
     ]
     assert "kept" in capsys.readouterr().err
+    rows = help_.history(help_.replay(spool, "late", tmp_path / "replayed"))
+    assert [{".".join(k): v for k, v in row.items()} for row in rows] == [
+        {"_step": 10, "a": 1},
+        {"_step": 11, "b": 2, "global_step": 4},
+        {"_step": 12, "c": 3, "d": 4, "global_step": 10},
+    ]
 
 
 def test_media_go_before_the_numbers_of_their_row(spool):

@@ -12,6 +12,9 @@ from spoolagent.writers.run import optional
 from spoolagent.writers.wandb_errors import refuse
 from spoolagent.writers.wandb_values import friendly, to_numpy
 
+_INLINE = 128 << 10
+"""Bytes of text from which it goes to a blob: escaped, it may grow sixfold, and a line holds a MiB."""
+
 
 class Part(NamedTuple):
     """One event of a `log` call besides its numbers; step and commit are added when it is written."""
@@ -254,7 +257,7 @@ class Html(WBValue):
 def text_part(fields: dict[str, Any], text: str) -> Part:
     """A `text` event, its text in a blob when it is long."""
     data = text.encode()
-    return Part("text", {**fields, "text": text}) if len(data) < 256 << 10 else Part("text", fields, data)
+    return Part("text", {**fields, "text": text}) if len(data) < _INLINE else Part("text", fields, data)
 
 
 class Classes:

@@ -18,12 +18,13 @@ from spoolagent.format.values import clean_text, to_json
 from spoolagent.writers import wandb_artifact, wandb_metric, wandb_values
 from spoolagent.writers.run import Run as Spool
 from spoolagent.writers.run import check_step, optional, status_of
-from spoolagent.writers.wandb_config import Config, ConfigStatic
-from spoolagent.writers.wandb_errors import AlertLevel, UsageError, notice, refuse
+from spoolagent.writers.wandb_config import Config
+from spoolagent.writers.wandb_errors import AlertLevel, notice, refuse
+from spoolagent.writers.wandb_facts import RunFacts
 from spoolagent.writers.wandb_files import Saved, as_text
 from spoolagent.writers.wandb_media import Part
 from spoolagent.writers.wandb_rows import make_row
-from spoolagent.writers.wandb_settings import Settings, check_tags
+from spoolagent.writers.wandb_settings import Settings
 from spoolagent.writers.wandb_summary import Summary
 
 _SPECIAL = frozenset(("", "_step", "_timestamp"))
@@ -50,7 +51,7 @@ active: "list[Run]" = []
 """Runs of this process that are not finished, the latest last."""
 
 
-class Run:
+class Run(RunFacts):
     """A run. Made by `init`; thread-safe; a forked child goes on with it in a stream of its own."""
 
     def __init__(
@@ -169,13 +170,6 @@ class Run:
             for name, value in values.items():
                 made = wandb_metric.find(self._defined, name)
                 wandb_values.merge(self._shown, made.show(name, value) if made is not None else {name: value})
-
-    def _check_running(self, what: str) -> None:
-        if self._is_finished:
-            raise UsageError(
-                f"Run ({self.id}) is finished. The call to `{what}` will be ignored."
-                " Please make sure that you are using an active run."
-            )
 
     def define_metric(
         self,
@@ -300,7 +294,7 @@ class Run:
         self._check_running("mark_preempting")
         self._spool.event("custom", {"name": "wandb.preempting", "data": {}})
 
-    # -- config, summary, name -----------------------------------------------------------------------------
+    # -- config and summary ----------------------------------------------------------------------------------
 
     def _config_changed(self, values: dict[str, Any]) -> None:
         self._check_running("config")
@@ -312,145 +306,6 @@ class Run:
     def _summary_changed(self, values: dict[str, Any]) -> None:
         self._check_running("summary")
         self._spool.event("summary", {"summary": to_json(values)})
-
-    def _tell(self, **fields: Any) -> None:
-        self._spool.event("custom", {"name": "wandb.run", "data": to_json(fields)})
-
-    @property
-    def config(self) -> Config:
-        """The run's parameters."""
-        return self._config
-
-    @property
-    def config_static(self) -> ConfigStatic:
-        """A read-only copy of the config."""
-        return ConfigStatic(self._config)
-
-    @property
-    def name(self) -> str | None:
-        """The display name; None until one is given."""
-        return self._settings.run_name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._check_running("name")
-        self._settings.run_name = name
-        self._tell(name=str(name))
-
-    @property
-    def notes(self) -> str | None:
-        """The run's notes."""
-        return self._settings.run_notes
-
-    @notes.setter
-    def notes(self, notes: str) -> None:
-        self._check_running("notes")
-        self._settings.run_notes = notes
-        self._tell(notes=str(notes))
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The run's tags."""
-        return self._settings.run_tags or ()
-
-    @tags.setter
-    def tags(self, tags: Sequence[str]) -> None:
-        self._check_running("tags")
-        try:
-            self._settings.run_tags = check_tags(tags)
-        except ValueError as error:
-            notice(f"Invalid tag detected: {error} Tags not updated.")
-            return
-        self._tell(labels=list(self.tags))
-
-    # -- what it is ------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """The run's id."""
-        return self._spool.id
-
-    @property
-    def settings(self) -> Settings:
-        """The settings that the run was made with."""
-        return self._settings
-
-    @property
-    def dir(self) -> str:
-        """A directory for the run's files. What is written there is logged by `save` only."""
-        return self._settings.files_dir
-
-    @property
-    def sync_dir(self) -> str:
-        """The directory above `dir`."""
-        return os.path.dirname(self._settings.files_dir)
-
-    @property
-    def path(self) -> str:
-        """`entity/project/id`, without what is not known."""
-        return "/".join(part for part in (self._settings.entity, self.project, self.id) if part)
-
-    @property
-    def project(self) -> str:
-        """The project."""
-        return self._settings.project or "uncategorized"
-
-    @property
-    def entity(self) -> str:
-        """The entity, or ""."""
-        return self._settings.entity or ""
-
-    @property
-    def group(self) -> str:
-        """The group, or ""."""
-        return self._settings.run_group or ""
-
-    @property
-    def job_type(self) -> str:
-        """The job type, or ""."""
-        return self._settings.run_job_type or ""
-
-    @property
-    def start_time(self) -> float:
-        """When this process began the run, in seconds since the epoch."""
-        return self._start_time
-
-    @property
-    def starting_step(self) -> int:
-        """The first step of this attempt."""
-        return self._starting_step
-
-    @property
-    def step(self) -> int:
-        """The step of the next `log` call."""
-        return self._step
-
-    @property
-    def resumed(self) -> bool:
-        """Whether the spool holds earlier attempts of the run."""
-        return self._resumed
-
-    @property
-    def offline(self) -> bool:
-        """True: nothing here talks to a server."""
-        return True
-
-    @property
-    def disabled(self) -> bool:
-        """False; a disabled run is a `DisabledRun`."""
-        return False
-
-    @property
-    def url(self) -> str | None:
-        """None: where the run will be shown is not known here."""
-        return None
-
-    project_url = sweep_url = url
-
-    @property
-    def sweep_id(self) -> str | None:
-        """None."""
-        return None
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def to_numpy(value: Any) -> Any:
     return np.asarray(value)
 
 
-def _object(value: Any, compress: bool) -> Any:  # noqa: PLR0911 - one line a kind of value
+def _object(value: Any, compress: bool) -> Any:
     enum = sys.modules.get("enum")
     if enum is not None and isinstance(value, enum.Enum):
         return friendly(value.value, compress=compress)

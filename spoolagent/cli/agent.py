@@ -60,7 +60,7 @@ def ship(
     """
     found = load(config, spool=spool, ship__to=to, agent__sweep_interval=sweep_interval, agent__poll=poll)
     settings = found.ship_settings(once=once)
-    from spoolagent.serving.notify import notify
+    from spoolagent.notify import notify
     from spoolagent.shipping.shipper import ship as run
 
     with _stop_on_signals() as stop, ByteProgress("shipping", lambda: None) as progress:

@@ -76,7 +76,7 @@ class Crew:
     def _start(
         self, name: str, args: list[str], env: dict[str, str] | None = None
     ) -> "subprocess.Popen[bytes]":
-        log = self._stack.enter_context(open(os.path.join(self.places.out, "logs", f"{name}.log"), "ab"))
+        log = self._stack.enter_context(open(os.path.join(self.places.out, "logs", f"{name}.log"), "ab"))  # noqa: SIM115 - closed by the stack
         process = subprocess.Popen(
             [sys.executable, "-m", *args],
             env={**os.environ, **(env or {})},

@@ -20,7 +20,7 @@ from spoolagent.errors import SpoolError, UsageError
 from spoolagent.format.spool import open_spool
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.child import Job, encode_job
-from spoolagent.serving.notify import notify
+from spoolagent.notify import notify
 from spoolagent.serving.registry import load_receiver
 from spoolagent.settings import Selection, ServeSettings
 from spoolagent.undertaker import Undertaker
