@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from spoolagent.contract import Batch, State
-from spoolagent.format.events import Event
+from spoolagent.format.events import Event, column_numbers
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers.mlflow_media import File, MissingError, files_of, join_tables, named, table_of
 from spoolagent.receivers.mlflow_names import clean_path, escape, escape_path
@@ -34,7 +34,7 @@ def make_plan(batch: Batch, state: State) -> Plan:
     for event in batch.events:
         handle = planner.handlers.get(event.type)
         if handle is None:
-            plan.outcome.skipped[event.type] = plan.outcome.skipped.get(event.type, 0) + 1
+            planner.skip(event)
             continue
         try:
             handle(event)
@@ -55,6 +55,7 @@ class _Planner:
             "run_start": self.run_start,
             "metrics": self.metrics,
             "system": self.system,
+            "custom": self.custom,
             "param": self.param,
             "tag": self.tag,
             "hparams": self.hparams,
@@ -64,6 +65,10 @@ class _Planner:
             "run_end": lambda _event: None,
             **dict.fromkeys(("text", "image", "audio", "video", "artifact", "model"), self.files),
         }
+
+    def skip(self, event: Event) -> None:
+        skipped = self.plan.outcome.skipped
+        skipped[event.type] = skipped.get(event.type, 0) + 1
 
     def order(self, event: Event) -> list[Any]:
         return [event.time_ns, self.writer, event.seq]
@@ -82,6 +87,14 @@ class _Planner:
     def metrics(self, event: Event) -> None:
         subrun = (event.data.get("context") or {}).get("subrun")
         self.add_points(event, event.data["metrics"], f"{subrun}/" if subrun else "")
+
+    def custom(self, event: Event) -> None:
+        """Numbers that W&B's API logs nested or as booleans are points; other custom events are skipped."""
+        numbers = column_numbers(event)
+        if numbers:
+            self.add_points(event, numbers)
+        else:
+            self.skip(event)
 
     def system(self, event: Event) -> None:
         for name, value in event.data["metrics"].items():

@@ -15,7 +15,7 @@ import wave
 from collections.abc import Callable
 from typing import Any
 
-from spoolagent.format.events import Event
+from spoolagent.format.events import Event, column_numbers
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers import tb_encode as tb
 from spoolagent.receivers.pixels import encode_png, image_size
@@ -27,7 +27,7 @@ Records = tuple[str, bytes]
 """A sub-run ("" for the run itself) and the records for its event file."""
 
 
-class Undeliverable(ValueError):  # noqa: N818 - it says what the event is
+class Undeliverable(ValueError):
     """Why one event can never be shown here."""
 
 
@@ -82,6 +82,15 @@ def _metrics(event: Event, _blobs: str) -> Records:
     wall_ns, step = event.wall_ns, event.step
     made = [tb.scalar(wall_ns, step, name, number(value)) for name, value in event.data["metrics"].items()]
     return subrun(event), b"".join(made)
+
+
+def _custom(event: Event, _blobs: str) -> Records | None:
+    """Numbers that W&B's API logs nested or as booleans."""
+    numbers = column_numbers(event)
+    if not numbers:
+        return None
+    wall_ns, step = event.wall_ns, event.step
+    return subrun(event), b"".join(tb.scalar(wall_ns, step, name, value) for name, value in numbers.items())
 
 
 def _text(event: Event, blobs: str) -> Records:
@@ -240,6 +249,7 @@ def _plugin(name: str, content: bytes) -> bytes:
 
 _ENCODERS: dict[str, Callable[[Event, str], Records | None]] = {
     "metrics": _metrics,
+    "custom": _custom,
     "text": _text,
     "image": _image,
     "video": _video,

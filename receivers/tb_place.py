@@ -29,7 +29,7 @@ _HOST = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST, _DEEPEST, _LONGEST_PATH = 200, 32, 1024
 
 
-class ForeignFiles(Exception):  # noqa: N818 - never leaves the receiver
+class ForeignFiles(Exception):
     """A directory that is not ours holds event files; its text is the reason of the dead letters."""
 
 

@@ -24,6 +24,25 @@ from spoolagent.receivers.wandb_upload import Plan, Progress, beat_path
 
 _LOG = logging.getLogger("spoolagent.receivers.wandb")
 _TICK_S = 0.1
+_OF_A_RUN = {
+    f"WANDB_{name}"
+    for name in (
+        *(
+            "RUN_ID",
+            "NAME",
+            "NOTES",
+            "TAGS",
+            "JOB_TYPE",
+            "RUN_GROUP",
+            "PROJECT",
+            "ENTITY",
+            "RESUME",
+            "SWEEP_ID",
+        ),
+        *("DISABLED", "RUN_DIR", "HOST", "CONFIG_PATHS"),
+    )
+}
+"""Variables that would put the agent's own environment into every run that it uploads."""
 _FIRST_DELAY_S = 5.0
 _LONGEST_DELAY_S = 600.0
 
@@ -163,13 +182,14 @@ class Children:
         plan = Plan(
             home=home, logs=list(run.logs), ended=run.ended, linger_s=linger_s, round_s=limits.round_s
         )
+        inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_RUN}
         with open(os.path.join(home, "upload.log"), "wb") as output:
-            job.child = subprocess.Popen(  # noqa: S603 - our own module, with a plan that we made
+            job.child = subprocess.Popen(
                 [sys.executable, "-m", "spoolagent.receivers.wandb_upload", json.dumps(asdict(plan))],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment, "WANDB_DIR": home},
+                env={**inherited, **self._environment, "WANDB_DIR": home},
                 start_new_session=True,
             )
         job.beat, job.beat_seen, job.pending = 0.0, now, False

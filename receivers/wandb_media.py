@@ -24,7 +24,7 @@ _RESERVED = frozenset({"config.yaml", "wandb-summary.json", "wandb-metadata.json
 _FOLDERS = {"image": "media/images", "audio": "media/audio", "video": "media/videos"}
 
 
-class Unusable(ValueError):  # noqa: N818 - it names the event's state, as Refused does
+class Unusable(ValueError):
     """An event that can never become a file or a value here; the message says why."""
 
 

@@ -69,8 +69,7 @@ class WandbOffline:
             return outcome
         for event in batch.events:
             self._apply(run.session, event, batch, outcome)
-        run.session.flush_summary(whole=run.begins_log)
-        run.write()
+        run.conclude(batch.stream)
         return outcome
 
     @staticmethod
@@ -159,10 +158,13 @@ class _Run:
                 "info": asdict(info),
                 "rows": {},
                 "number": 2,
+                "attempt": 0,
                 "ended": 0,
                 "end": None,
-                "status": None,
+                "told": None,
             }
+        if stream.role == "main":
+            self._meta["attempt"] = max(self._meta["attempt"], stream.attempt)
         self._load()
         return True
 
@@ -187,8 +189,9 @@ class _Run:
     def begin_end(self, end: RunEnd) -> None:
         """Commits the intent to end the run, so that a crash in between ends it in the same bytes."""
         part = self._state.get(f"part/{self._name}") or {"number": 0}
-        said = [end.status, end.exit_code]
-        if self._meta["ended"] == part["number"] and self._meta["status"] == said:
+        told = self._meta["told"] or {}
+        same = (told.get("status"), told.get("exit_code")) == (end.status, end.exit_code)
+        if same and self._meta["ended"] == part["number"]:
             return
         self._meta["end"] = asdict(end)
         self._state.put(f"run/{self._name}", self._meta)
@@ -201,8 +204,29 @@ class _Run:
         end = RunEnd(**self._meta["end"])
         self._load()
         self.session.end(end, whole=self.begins_log)
-        self._meta |= {"end": None, "status": [end.status, end.exit_code]}
+        self._meta |= {"end": None, "told": asdict(end)}
         self.write(ends=True)
+
+    def conclude(self, stream: Stream) -> None:
+        """Writes what a batch made. What comes late to an ended run, from a stream that does not decide its end,
+        is followed by that end again: nobody will tell it.
+        """
+        session, end = self.session, self._end_again(stream)
+        if end is not None:
+            session.emit(session.rows.close_all())
+        news = bool(session.records.made or session.summary.changed)
+        if end is not None and news:
+            session.end(end, whole=self.begins_log)
+        elif news or session.fresh:
+            session.flush_summary(whole=self.begins_log)
+        self.write(ends=end is not None and news)
+
+    def _end_again(self, stream: Stream) -> RunEnd | None:
+        meta = self._meta
+        decides = stream.role == "main" and stream.attempt >= meta["attempt"]
+        if meta["told"] is None or decides or meta["ended"] != self._part["number"] - 1:
+            return None
+        return RunEnd(**meta["told"])
 
     def write(self, *, ends: bool = False) -> None:
         """Appends what the session made, and puts the run's new state."""

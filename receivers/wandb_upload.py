@@ -8,6 +8,7 @@ closed. What the SDK's `finish()` has acknowledged is written to the run's progr
 that the run ended sets the run's state on the server.
 """
 
+import fcntl
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ from spoolagent.receivers.wandb_records import proto
 
 _COMPUTED = frozenset({"_runtime", "_wandb"})
 """Summary entries that the SDK computes and does not let others set."""
+EXIT_LOCKED = 75
+"""Another child uploads this run."""
 _POLL_S = 0.5
 _BEAT_EACH = 1000
 
@@ -282,7 +285,12 @@ def main() -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     make_dirs(plan.home)
-    Upload(plan, stop).run()
+    with open(os.path.join(plan.home, "lock"), "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a child of an agent that was killed still finishes its round
+            sys.exit(EXIT_LOCKED)
+        Upload(plan, stop).run()
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class State(Protocol):
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Keys that begin with `prefix`, with their values."""
+        ...
 
     def checkpoint(self) -> None:
         """Commits what was put so far now, without moving the cursor (the id of a run just created).
@@ -102,6 +103,7 @@ class Receiver(Protocol):
 
     def deliver(self, batch: Batch) -> Outcome:
         """Returns when the tracker has the events durably. Raises Refused when it refuses some for good."""
+        ...
 
     def set_status(self, end: RunEnd) -> None:
         """Shows a run's state. Comes after the run's events; comes again when later events reopen it."""

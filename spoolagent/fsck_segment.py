@@ -68,13 +68,30 @@ class SegmentCheck:
                     yield self._bad("bytes behind the seal")
                 elif has_valid_crc(raw[:-1]):
                     yield self._bad("the newline behind a whole line was changed")
-            else:
+            elif not self._takes_plain(raw):
                 yield from self._piece(raw)
             self._sha.update(raw)
             self._offset += len(raw)
             self._progress(len(raw))
             if self._offset == stop:
                 self._at_end = self._sha.hexdigest(), self.next_seq - 1
+
+    def _takes_plain(self, raw: bytes) -> bool:
+        """Takes the next event when there is nothing to say about it: almost every line, and by far the fastest way."""
+        if not self._offset or self._sealed_at is not None or self._is_oversized or len(raw) > MAX_LINE:
+            return False
+        try:
+            fields = decode_line(raw[:-1])
+        except FormatError:
+            return False
+        if fields.get("seq") != self.next_seq or "blob" in fields or "files" in fields:
+            return False
+        event = parse_event(fields)
+        if event is None or check(event) is not None:
+            return False
+        self.next_seq += 1
+        self._valid_end = self._offset + len(raw)
+        return True
 
     def _piece(self, raw: bytes) -> Iterator[Finding]:
         """A whole line, or a piece of one that is too long."""

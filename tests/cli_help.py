@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
+from typing import NamedTuple
 
+from spoolagent.cli.main import run
 from spoolagent.format.layout import StreamKey, iter_streams, segment_name, stream_dir
 from spoolagent.format.stream import StreamOptions, StreamWriter
 
@@ -18,17 +22,56 @@ def clean_env(**more):
     return {**env, "NO_COLOR": "1", "TERM": "dumb", "WANDB_MODE": "offline", **more}
 
 
-def spoolagent(*args, cwd, env=None, timeout=120):
-    """Runs `spoolagent ARGS` and returns the finished process, with text output."""
-    return subprocess.run(
-        [sys.executable, "-m", "spoolagent", *map(str, args)],
-        cwd=cwd,
-        env=clean_env(**(env or {})),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def spoolagent(*args, cwd, env=None):
+    """Runs `spoolagent ARGS` as a real process, as its users do."""
+    command = [sys.executable, "-m", "spoolagent", *map(str, args)]
+    environment = clean_env(**(env or {}))
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def forked(*args, cwd, env=None):
+    """Runs `spoolagent ARGS` in a forked child: a process of its own, without the second that imports take."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
+        child = os.fork()
+        if child == 0:
+            _be_the_command(
+                [str(arg) for arg in args], str(cwd), clean_env(**(env or {})), out.fileno(), error.fileno()
+            )
+        _, status = os.waitpid(child, 0)
+        out.seek(0)
+        error.seek(0)
+        return Done(os.waitstatus_to_exitcode(status), out.read().decode(), error.read().decode())
+
+
+def _be_the_command(args, cwd, env, out, error):
+    code = 70
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1)
+        os.dup2(error, 2)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives until _exit
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives until _exit
+        os.environ.clear()
+        os.environ.update(env)
+        os.chdir(cwd)
+        code = run(args)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
 
 
 def write_stream(

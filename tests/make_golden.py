@@ -22,17 +22,29 @@ def events(spool):
     text = put_bytes(spool, "site-1", "Größe\n".encode())
     yield "metrics", {"metrics": {"loss": 0.1, "n": 3, "bad": "NaN", "up": "Infinity"}, "step": -1}
     yield "metrics", {"metrics": {"a/b": 1e308}, "step": None, "at": 5, "context": {"subrun": "train"}}
-    yield "param", {"params": {"lr": {"$float": "-Infinity"}, "big": {"$int": str(2**70)}, "$$key": [1, None, True]}}
+    yield (
+        "param",
+        {"params": {"lr": {"$float": "-Infinity"}, "big": {"$int": str(2**70)}, "$$key": [1, None, True]}},
+    )
     yield "tag", {"tags": {"stage": "ü\u2028", "gone": None}}
     yield "text", {"key": "note", "text": "Größe", "step": 2}
     yield "text", {"key": "note", "blob": text, "path": "notes/a.txt"}
-    yield "image", {"key": "im", "step": 1, "blob": blob, "encoding": "raw", "height": 2, "width": 2, "channels": 3}
+    yield (
+        "image",
+        {"key": "im", "step": 1, "blob": blob, "encoding": "raw", "height": 2, "width": 2, "channels": 3},
+    )
     counts = {"limits": [0.5, 1.0], "counts": [1, 2], "left": 0.0}
-    yield "histogram", {"key": "h", "min": 0.0, "max": 1.0, "num": 3, "sum": 2.0, "sum_squares": 1.5, **counts}
+    yield (
+        "histogram",
+        {"key": "h", "min": 0.0, "max": 1.0, "num": 3, "sum": 2.0, "sum_squares": 1.5, **counts},
+    )
     yield "audio", {"key": "a", "blob": blob, "encoding": "wav", "sample_rate": 8000}
     yield "video", {"key": "v", "blob": blob, "encoding": "mp4"}
     yield "table", {"key": "t", "columns": ["x", "y"], "data": [[1, "a"], [{"$float": "NaN"}, None]]}
-    yield "artifact", {"path": "out", "files": [{"path": "a/b.bin", "blob": blob}], "name": "out", "kind": "dataset"}
+    yield (
+        "artifact",
+        {"path": "out", "files": [{"path": "a/b.bin", "blob": blob}], "name": "out", "kind": "dataset"},
+    )
     yield "model", {"path": "model", "files": [{"path": "MLmodel", "blob": text}], "flavor": "sklearn"}
     yield "hparams", {"hparams": {"lr": 0.1}, "metrics": {"acc": 0.5}, "run_name": "hp"}
     yield "summary", {"summary": {"best": 0.5, "gone": None}}
@@ -57,10 +69,23 @@ def main(target):
     spool = create_spool(target)
 
     def begin(role="main", attempt=1):
-        start = {"api": "native", "project": "golden", "name": "Größe", "config": {"lr": 0.1}, "host": "golden", "pid": 1}
+        start = {
+            "api": "native",
+            "project": "golden",
+            "name": "Größe",
+            "config": {"lr": 0.1},
+            "host": "golden",
+            "pid": 1,
+        }
         options = StreamOptions(segment_bytes=1500)
         return StreamWriter(
-            target, "site-1", "run-1", lambda: {**start, "attempt": attempt}, role=role, attempt=attempt, options=options
+            target,
+            "site-1",
+            "run-1",
+            lambda: {**start, "attempt": attempt},
+            role=role,
+            attempt=attempt,
+            options=options,
         )
 
     writer = begin()
@@ -75,7 +100,7 @@ def main(target):
         writer._close_files()
         folder = os.path.join(run_dir(spool.path, "site-1", "run-1"), writer.writer)
         if role == "main":
-            with open(os.path.join(folder, sorted(os.listdir(folder))[-1]), "ab") as file:
+            with open(os.path.join(folder, max(os.listdir(folder))), "ab") as file:
                 file.write(b'{"seq":22,"ti')
         assert end_dead_stream(folder, DeathWatch())
     writer = begin(attempt=2)

@@ -26,7 +26,9 @@ def read_stream(folder):
         raw = open(path, "rb").read()
         lines = raw.splitlines(keepends=True)
         header = valid(lines[0])
-        assert header["format"] == 1 and header["first"] == first == len(events) + 1 and header["prev"] == prev
+        assert (
+            header["format"] == 1 and header["first"] == first == len(events) + 1 and header["prev"] == prev
+        )
         assert header["writer"] == os.path.basename(folder) and NAME.match(header["run"])
         done = len(lines[0])
         for line in lines[1:]:
@@ -34,7 +36,9 @@ def read_stream(folder):
             if item is None:
                 break  # torn: only at the end of a dead writer's segment
             if "seal" in item:
-                assert item["seal"] == len(events) and item["sha256"] == hashlib.sha256(raw[:done]).hexdigest()
+                assert (
+                    item["seal"] == len(events) and item["sha256"] == hashlib.sha256(raw[:done]).hexdigest()
+                )
                 end = "closed" if item["closed"] else None
             else:
                 assert item["seq"] == len(events) + 1

@@ -74,7 +74,9 @@ def until(condition, what="", limit_s=DEADLINE_S):
 
 def new_writer(spool, *, site="site-1", run="run-1", segment_bytes=16 << 20, durability="process"):
     options = StreamOptions(durability=durability, segment_bytes=segment_bytes)
-    return StreamWriter(str(spool), site, run, lambda: {"api": "native", "host": "h", "pid": 1, "attempt": 1}, options=options)
+    return StreamWriter(
+        str(spool), site, run, lambda: {"api": "native", "host": "h", "pid": 1, "attempt": 1}, options=options
+    )
 
 
 def write_stream(spool, events=20, *, close=True, blob=None, **kw):
@@ -120,7 +122,10 @@ def read(path):
 def events_in(spool, key, *, patience_s=0.0):
     """Seqs that a reader at this spool emits, and the state in which it ends."""
     reader = StreamReader(
-        layout.stream_dir(str(spool), key), at_home=False, patience_s=patience_s, patience_elsewhere_s=patience_s
+        layout.stream_dir(str(spool), key),
+        at_home=False,
+        patience_s=patience_s,
+        patience_elsewhere_s=patience_s,
     )
     seqs = []
     while True:

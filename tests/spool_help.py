@@ -10,7 +10,13 @@ from plain_reader import read_stream
 from spoolagent.format import layout
 from spoolagent.format.stream import StreamOptions, StreamWriter
 
-ENV_KEYS = ("SPOOLAGENT_SPOOL", "SPOOLAGENT_SITE", "SPOOLAGENT_RUN", "SPOOLAGENT_DURABILITY", "SPOOLAGENT_ATTEMPT")
+ENV_KEYS = (
+    "SPOOLAGENT_SPOOL",
+    "SPOOLAGENT_SITE",
+    "SPOOLAGENT_RUN",
+    "SPOOLAGENT_DURABILITY",
+    "SPOOLAGENT_ATTEMPT",
+)
 
 
 def make_writer(spool, site="site-1", run="run-1", *, start=None, **options):

@@ -12,12 +12,22 @@ import time
 
 import orjson
 import pytest
-from cli_help import HOME, clean_env, key_of, read, segment_of, spoolagent, write, write_and_die, write_stream
+from cli_help import (
+    HOME,
+    clean_env,
+    forked,
+    key_of,
+    read,
+    segment_of,
+    spoolagent,
+    write,
+    write_and_die,
+    write_stream,
+)
 
 import spoolagent as package
 from spoolagent.config import load_config
 from spoolagent.format.blobs import put_bytes
-from spoolagent.format.layout import stream_dir
 from spoolagent.format.lines import encode_line
 
 VERBS = ["demo", "ship", "serve", "replay", "status", "ls", "inspect", "fsck", "config check", "config init"]
@@ -38,7 +48,7 @@ def place(tmp_path):
 
 def fails(code, *args, cwd, env=None):
     """The one line that the command says on standard error before it exits with `code`."""
-    done = spoolagent(*args, cwd=cwd, env=env)
+    done = forked(*args, cwd=cwd, env=env)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -49,7 +59,7 @@ def fails(code, *args, cwd, env=None):
 
 def works(*args, cwd, env=None):
     """Standard output of a command that exits with 0."""
-    done = spoolagent(*args, cwd=cwd, env=env)
+    done = forked(*args, cwd=cwd, env=env)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout
 
@@ -109,6 +119,14 @@ def test_places_that_are_no_spool(verb, place):
     assert "is a file, not a spool directory" in fails(2, verb, "file", cwd=place)
 
 
+def test_the_real_command_says_one_line_and_its_exit_code(place):
+    done = spoolagent("ls", "none", cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = f"{place}/none is not a spool: it does not exist; give the directory that training wrote to"
+    assert done.stderr == f"spoolagent: {expected}\n"
+    assert spoolagent("ls", "spool", cwd=place) == forked("ls", "spool", cwd=place)
+
+
 def test_receivers_that_are_not_known(place):
     said = fails(2, "serve", "--spool", "spool", "--to", "tensorbord:x", cwd=place)
     assert said == "--to: unknown receiver kind 'tensorbord': did you mean 'tensorboard'?"
@@ -151,7 +169,7 @@ def test_a_spool_of_format_2(place):
 def test_a_damaged_spool_file(place):
     (place / "spool/spool.json").write_text("{")
     assert "spool.json is damaged" in fails(1, "ls", "spool", cwd=place)
-    done = spoolagent("fsck", "spool", cwd=place)
+    done = forked("fsck", "spool", cwd=place)
     assert done.returncode == 1
     assert done.stdout.startswith(f"error: {place}/spool/spool.json: is damaged")
 
@@ -179,7 +197,7 @@ def test_files_that_cannot_be_read(place):
     os.symlink(os.path.basename(path), path)
     said = fails(1, "ls", "spool", cwd=place)
     assert said.startswith(f"{path}: Too many levels of symbolic links; check the path")
-    assert spoolagent("fsck", "spool", cwd=place).returncode == 1
+    assert forked("fsck", "spool", cwd=place).returncode == 1
 
 
 def test_a_tracker_that_is_away(place):
@@ -335,25 +353,25 @@ def test_hostile_text_does_not_reach_the_terminal(place):
 
 
 def test_fsck(place):
-    done = spoolagent("fsck", "spool", cwd=place)
+    done = forked("fsck", "spool", cwd=place)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(rf"{place}/spool: [\d.]+ KiB checked, no errors\n", done.stdout)
     path = segment_of(place / "spool")
     write(path, read(path).replace(b'"step":2,', b'"step":3,'))
-    done = spoolagent("fsck", "spool", cwd=place)
+    done = forked("fsck", "spool", cwd=place)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"error: {path} (line 5, byte ")
     assert lines[0].endswith("): checksum does not match")
     assert lines[1].startswith("       next: ship the stream again")
     assert lines[-1].endswith("checked, 2 errors")
-    done = spoolagent("fsck", "spool", "--json", cwd=place)
+    done = forked("fsck", "spool", "--json", cwd=place)
     *findings, summary = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1
     assert [f["severity"] for f in findings] == ["error", "error"]
     assert findings[0]["path"] == path
     assert (summary["errors"], summary["warnings"], summary["infos"]) == (2, 0, 0)
-    assert spoolagent("fsck", "spool", "--site", "hospital-b", cwd=place).returncode == 0
+    assert forked("fsck", "spool", "--site", "hospital-b", cwd=place).returncode == 0
 
 
 def test_fsck_quiet_leaves_out_what_is_fine(place):
@@ -450,7 +468,7 @@ def test_wrong_selections(flags, message, place):
 def test_replay_status_and_replay_again(place):
     assert "no receiver was ever used" in works("status", "spool", cwd=place)
     assert facts("status", "spool", cwd=place)["receivers"] == []
-    done = spoolagent("replay", "spool", "--to", "jsonl:x.jsonl", "--run", "baseline", cwd=place)
+    done = forked("replay", "spool", "--to", "jsonl:x.jsonl", "--run", "baseline", cwd=place)
     assert (done.returncode, done.stdout) == (0, "")
     assert "jsonl:x.jsonl: 123 events delivered" in done.stderr
     (receiver,) = facts("status", "spool", cwd=place)["receivers"]
@@ -458,7 +476,7 @@ def test_replay_status_and_replay_again(place):
     assert receiver["target"] == f"jsonl:{place}/x.jsonl"
     assert len(receiver["behind"]) == 2
     assert "pending      10 events in 2 streams" in works("status", "spool", cwd=place)
-    assert spoolagent("replay", "spool", "--to", "jsonl:x.jsonl", cwd=place).returncode == 0
+    assert forked("replay", "spool", "--to", "jsonl:x.jsonl", cwd=place).returncode == 0
     (receiver,) = facts("status", "spool", cwd=place)["receivers"]
     assert (receiver["delivered"], receiver["pending"], receiver["behind"]) == (133, 0, {})
     events = [
@@ -471,19 +489,19 @@ def test_dead_letters_show_and_make_exit_code_1(place):
     stream = write_stream(place / "spool", "odd", site="z", end=None, close=False)
     stream.append("hologram", {})
     stream.close()
-    done = spoolagent("replay", "spool", "--to", "jsonl:x.jsonl", cwd=place)
+    done = forked("replay", "spool", "--to", "jsonl:x.jsonl", cwd=place)
     assert done.returncode == 1
     assert "1 dead letters" in done.stderr
-    assert "dead letters  1 events were refused for good" in works("status", "spool", cwd=place)
+    assert "dead letters 1 events were refused for good" in works("status", "spool", cwd=place)
 
 
 def test_ship_once(place):
-    done = spoolagent("ship", "--spool", "spool", "--to", "copy", "--once", cwd=place)
+    done = forked("ship", "--spool", "spool", "--to", "copy", "--once", cwd=place)
     assert (done.returncode, done.stdout) == (0, "")
     assert "3 of 3 streams are ended and complete" in done.stderr
     report = facts("ship", "--spool", "spool", "--to", "copy", "--once", cwd=place)
     assert (report["streams"], report["shipped_bytes"], report["errors"]) == (3, 0, [])
-    assert spoolagent("fsck", "copy", cwd=place).returncode == 0
+    assert forked("fsck", "copy", cwd=place).returncode == 0
     for run in facts("ls", "spool", cwd=place)["runs"]:
         (copied,) = [r for r in facts("ls", "copy", cwd=place)["runs"] if r["run"] == run["run"]]
         assert copied["streams"][0]["last_seq"] == run["streams"][0]["last_seq"]
@@ -491,24 +509,24 @@ def test_ship_once(place):
 
 
 def service(args, cwd, until):
-    """Starts a verb that goes on until it is stopped, waits for `until()`, stops it, returns (exit code, stderr)."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spoolagent", *args],
-        cwd=cwd,
-        env=clean_env(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    """Starts a verb that goes on until it is stopped, stops it when `until(what it said)`; (exit code, stderr)."""
+    said = cwd / "said.txt"
+    with open(said, "w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spoolagent", *args],
+            cwd=cwd,
+            env=clean_env(),
+            stderr=errors,
+            stdout=subprocess.DEVNULL,
+        )
     try:
-        deadline = time.monotonic() + 90
-        while not until():
-            assert process.poll() is None, process.communicate()[1]
+        deadline = time.monotonic() + 120
+        while not until(said.read_text()):
+            assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline, "it took too long"
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        return process.returncode, said
+        return process.wait(timeout=60), said.read_text()
     finally:
         process.kill()
         process.wait()
@@ -522,15 +540,15 @@ def test_serve_and_ship_until_they_are_stopped(place):
     code, said = service(
         ["serve", "--spool", "spool", "--to", "jsonl:s.jsonl"],
         place,
-        lambda: lines_in(place / "s.jsonl") >= 133,
+        lambda said: "serving" in said and lines_in(place / "s.jsonl") >= 133,
     )
     assert code == 0
     assert "spoolagent: serving " in said
     stream = write_stream(place / "spool", "late", site="z", end=None, close=False)
 
-    def shipped():
+    def shipped(said):
         path = place / "copy" / os.path.relpath(segment_of(place / "spool", key_of(stream)), place / "spool")
-        return path.exists() and lines_in(path) == 7
+        return "shipping" in said and lines_in(path) == 7
 
     code, said = service(["ship", "--spool", "spool", "--to", "copy"], place, shipped)
     assert code == 0
@@ -562,7 +580,7 @@ def test_config_check_warns_of_secrets_and_hides_them(place):
     (place / "c.toml").write_text(
         '[receivers.m]\nto = "mlflow:http://ann:hunter2@h:1"\n[serve]\nto = ["m"]\n'
     )
-    done = spoolagent("config", "check", "--config", "c.toml", cwd=place)
+    done = forked("config", "check", "--config", "c.toml", cwd=place)
     assert done.returncode == 0
     assert "warning: c.toml: receivers.m.to looks like a secret" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
@@ -571,7 +589,7 @@ def test_config_check_warns_of_secrets_and_hides_them(place):
 def test_environment_goes_over_the_file(place):
     (place / "spoolagent.toml").write_text('spool = "/none"\n')
     env = {"SPOOLAGENT_SPOOL": "spool", "SPOOLAGENT_SERVE_TO": "jsonl:from-env.jsonl"}
-    done = spoolagent("replay", cwd=place, env=env)
+    done = forked("replay", cwd=place, env=env)
     assert done.returncode == 0, done.stderr
     assert lines_in(place / "from-env.jsonl") >= 133
 
@@ -599,11 +617,12 @@ def test_every_command_of_the_page(place):
         assert name == "spoolagent"
         if args[0] == "serve":
             target = place / ("served.jsonl" if "--to" in args else "configured.jsonl")
-            assert service(args, place, lambda target=target: lines_in(target) >= 133)[0] == 0, command
+            assert service(args, place, lambda _, target=target: lines_in(target) >= 133)[0] == 0, command
         elif args[0] == "ship" and "--once" not in args:
-            assert service(args, place, lambda: (place / "server-spool").exists())[0] == 0, command
+            assert service(args, place, lambda said: "shipping" in said)[0] == 0, command
         else:
-            works(*args, cwd=place)
+            done = spoolagent(*args, cwd=place)
+            assert done.returncode == 0, (command, done)
     assert list((place / "tb/hospital-a/baseline").iterdir())
     assert {e["type"] for e in delivered(place / "metrics.jsonl")} == {
         "run_start",
@@ -631,7 +650,3 @@ def test_the_configuration_page(tmp_path):
 
     for name in [*KEYS, *ENVIRONMENT, *(f"receivers.NAME.{key}" for key in COMMON)]:
         assert f"`{name}`" in page
-
-
-def test_streams_do_not_lie_where_the_tests_think_by_chance(place):
-    assert os.path.isdir(stream_dir(str(place / "spool"), key_of(write_stream(place / "spool"))))

@@ -99,7 +99,9 @@ def conserved(issued, events, lost):
     by_seq = {e.seq: e for e in issued}
     assert all(by_seq.get(e.seq) == e for e in events), "an event was invented or changed"
     assert [e.seq for e in events] == sorted({e.seq for e in events}), "order or repeats"
-    assert sorted([e.seq for e in events] + lost_seqs(lost)) == sorted(by_seq), "a seq is neither delivered nor lost"
+    assert sorted([e.seq for e in events] + lost_seqs(lost)) == sorted(by_seq), (
+        "a seq is neither delivered nor lost"
+    )
 
 
 def test_a_flipped_bit_at_every_byte_of_every_segment(stream, issued):
@@ -272,9 +274,13 @@ def test_what_was_pruned_before_it_was_read_is_lost_on_record(stream, issued):
 def test_a_newer_format_is_parked(tmp_path):
     stream = tmp_path / "w"
     stream.mkdir()
-    (stream / layout.segment_name(1)).write_bytes(encode_line({"format": 2, "spool": "x", "anything": 1}) + b"{}\n")
+    (stream / layout.segment_name(1)).write_bytes(
+        encode_line({"format": 2, "spool": "x", "anything": 1}) + b"{}\n"
+    )
     chunk = StreamReader(str(stream), at_home=True).read()
-    assert chunk.state == "parked" and "format 2" in chunk.note and "upgrade" in chunk.note and not chunk.events
+    assert (
+        chunk.state == "parked" and "format 2" in chunk.note and "upgrade" in chunk.note and not chunk.events
+    )
 
 
 def test_a_segment_of_another_stream_is_not_read(stream, tmp_path):

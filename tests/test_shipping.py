@@ -1,5 +1,6 @@
 """Shipping from directory to directory, with real writers, and real processes that are killed."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,13 +10,16 @@ import threading
 import orjson
 import pytest
 import shipping_help as h
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format import durable, ends, layout
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool, open_spool
-from spoolagent.shipping import shipper
+from spoolagent.shipping import compare, shipper, walk
 from spoolagent.shipping.directory import DirectoryTarget
 from spoolagent.shipping.target import AnotherSpool, OffsetRefused
 from spoolagent.testing import set_fault
@@ -43,7 +47,9 @@ def fault():
 
 
 def test_a_ship_copies_every_byte(source, target):
-    keys = [h.write_stream(source, 200, segment_bytes=2000, blob=b"pixels", site=f"site-{n}") for n in range(3)]
+    keys = [
+        h.write_stream(source, 200, segment_bytes=2000, blob=b"pixels", site=f"site-{n}") for n in range(3)
+    ]
     report = h.ship_once(source, target)
     assert report.exit_code == 0
     assert report.streams == report.complete == 3
@@ -106,9 +112,17 @@ def test_a_stream_is_fsynced_before_it_leaves_and_after_it_arrived(source, targe
     fault(lambda operation, path: seen.append((operation, path)))
     h.ship_once(source, target)
     name = layout.segment_name(1)
-    synced = [n for n, (op, path) in enumerate(seen) if op == "fsync" and path.startswith(source) and path.endswith(name)]
+    synced = [
+        n
+        for n, (op, path) in enumerate(seen)
+        if op == "fsync" and path.startswith(source) and path.endswith(name)
+    ]
     wrote = [n for n, (op, path) in enumerate(seen) if op == "write" and path.endswith(name)]
-    after = [n for n, (op, path) in enumerate(seen) if op == "fsync" and not path.startswith(source) and path.endswith(name)]
+    after = [
+        n
+        for n, (op, path) in enumerate(seen)
+        if op == "fsync" and not path.startswith(source) and path.endswith(name)
+    ]
     blob = [n for n, (op, path) in enumerate(seen) if op == "rename" and "/blobs/" in path]
     assert synced[0] < wrote[0]
     assert wrote[-1] < after[-1]
@@ -213,25 +227,21 @@ def test_a_target_that_refuses_at_any_step_gets_everything_later(source, target,
     h.write_stream(source, 100, segment_bytes=3000, blob=b"pixels", close=False)
     ended = h.write_stream(source, 30)
     create_spool(target)
-    where = f"/proc/self/fd/"
-    at = 0
-    while at < 12:
-        seen = 0
+    where = "/proc/self/fd/"
+    refused = 0
+    for at in range(12):
+        steps = iter(range(1000))
 
-        def refuse(op, path):
-            nonlocal seen
-            if op == operation and path.startswith(where):
-                seen += 1
-                if seen == at + 1:
-                    raise OSError(28, "No space left on device", path)
+        def refuse(op, path, at=at, steps=steps):
+            if op == operation and path.startswith(where) and next(steps) == at:
+                raise OSError(28, "No space left on device", path)
 
         fault(refuse)
-        try:
+        with contextlib.suppress(Unreachable):
             h.ship_once(source, target)
-        except (Unreachable, UsageError) as error:
-            assert "No space left" in str(error)
         fault(None)
-        at += 1
+        refused += next(steps) > at
+    assert refused >= 1
     report = h.ship_once(source, target)
     assert report.exit_code == 0
     assert report.forks == ()
@@ -264,6 +274,82 @@ def test_the_target_accepts_only_its_own_length(target):
     assert h.read(h.segment(target, StreamKey("s", "r", "w"))) == b"abcdef"
 
 
+def test_a_copy_that_stops_at_any_byte_is_completed(source, target):
+    key = h.write_stream(source, 6, segment_bytes=700)
+    h.ship_once(source, target)
+    whole = h.shipped_files(source)
+    for first in layout.list_segments(layout.stream_dir(source, key)):
+        size = os.path.getsize(h.segment(source, key, first))
+        for length in range(0, size, 97):
+            for later in layout.list_segments(layout.stream_dir(source, key)):
+                if later > first:
+                    os.unlink(h.segment(target, key, later)) if os.path.exists(
+                        h.segment(target, key, later)
+                    ) else None
+            os.truncate(h.segment(target, key, first), length)
+            report = h.ship_once(source, target)
+            assert report.forks == report.longer == report.errors == ()
+            assert h.shipped_files(target) == whole
+
+
+def test_a_huge_stream_gives_the_others_their_turn(source, target, monkeypatch):
+    monkeypatch.setattr(walk, "TURN_BYTES", 1)
+    big = h.write_stream(source, 20_000, run="a", segment_bytes=1 << 20)
+    small = h.write_stream(source, 5, run="b")
+    told = h.Telling()
+    assert h.ship_once(source, target, tell=told).exit_code == 0
+    order = [note.stream for note in told if note.kind == "shipped"]
+    assert order.index(small) == 1
+    assert order.count(big) > 2
+    assert h.shipped_files(target) == h.shipped_files(source)
+
+
+def test_stop_ends_a_ship_in_the_midst_of_a_stream(source, target):
+    h.write_stream(source, 40_000)
+    stop = threading.Event()
+    create_spool(target)
+    agent = h.settings(source, target).agent
+    place = DirectoryTarget(target)
+    session = shipper.Shipper(open_spool(source), place, agent, h.Telling(), stop)
+    set_fault(
+        lambda operation, path: stop.set() if operation == "write" and path.endswith(".jsonl") else None
+    )
+    try:
+        report = session.follow()
+    finally:
+        set_fault(None)
+    assert 0 < report.shipped_bytes <= 1 << 20
+    assert h.ship_once(source, target).exit_code == 0
+    assert h.shipped_files(target) == h.shipped_files(source)
+
+
+def test_streams_that_left_the_sweep_come_back_when_they_go_on(source, target, monkeypatch):
+    monkeypatch.setattr(shipper, "_RECHECK_S", 0.1)
+    key = h.write_stream(source, 5, close=False)
+    stream = layout.stream_dir(source, key)
+    length, last, sha256 = ends.measure(h.segment(source, key), 1)
+    line = encode_line(
+        {"length": length, "last": last, "sha256": sha256, "reason": "its writer died", "time": 1}
+    )
+    durable.write_file(os.path.join(stream, layout.end_name(1)), line)
+    agent = h.settings(source, target).agent
+    session = shipper.Shipper(
+        open_spool(source), DirectoryTarget(target), agent, h.Telling(), threading.Event()
+    )
+    session._open()
+    session._sweep(None)
+    assert session.report().complete == 1
+    with open(h.segment(source, key), "ab") as file:
+        file.write(encode_line({"seq": 7, "time": 6, "type": "metrics", "metrics": {"x": 9.0}}))
+    h.until(
+        lambda: (
+            session._sweep(None)
+            or h.shipped_files(target)[os.path.relpath(h.segment(source, key), source)]
+            == h.read(h.segment(source, key))
+        )
+    )
+
+
 # -- longer, forks, damage ---------------------------------------------------------------------------------
 
 
@@ -288,7 +374,8 @@ def fork_of(source, other, key, *, keep_lines):
     lines = h.read(path).splitlines(keepends=True)[:keep_lines]
     seq = keep_lines
     mine = [
-        encode_line({"seq": seq + n, "time": 5, "type": "metrics", "metrics": {"other": float(n)}}) for n in range(3)
+        encode_line({"seq": seq + n, "time": 5, "type": "metrics", "metrics": {"other": float(n)}})
+        for n in range(3)
     ]
     with open(path, "wb") as file:
         file.write(b"".join(lines + mine))
@@ -361,9 +448,6 @@ def test_a_target_that_a_crash_has_damaged_is_healed(source, target, damage):
         data[third : third + 300] = bytes(300)
     with open(path, "wb") as file:
         file.write(data)
-    h.segment(source, key)
-    with open(h.segment(source, key), "ab"):
-        pass
     seal_kept = damage in ("flipped", "hole")
     if seal_kept:  # where the seal is whole the copy is taken as whole, so let the source go on without one
         for path_ in (path, h.segment(source, key)):
@@ -509,6 +593,28 @@ def test_a_next_segment_waits_for_the_one_before_it(source, target):
         with open(path, "wb") as file:
             file.write(good)
         h.until(lambda: h.shipped_files(target) == h.shipped_files(source))
+
+
+@pytest.mark.parametrize("part", [0, 0.2])
+@pytest.mark.parametrize("is_target_whole", [True, False])
+def test_a_source_that_is_short_for_a_moment_makes_no_fork(source, target, part, is_target_whole):
+    key = h.write_stream(source, 60, segment_bytes=2000)
+    path, size = h.segment(source, key), os.path.getsize(h.segment(source, key))
+    good = h.shipped_files(source)
+    h.ship_once(source, target)
+    if not is_target_whole:
+        for first in layout.list_segments(layout.stream_dir(target, key))[1:]:
+            os.unlink(h.segment(target, key, first))
+        os.truncate(h.segment(target, key), size // 2)
+    before = h.shipped_files(target)
+    os.truncate(path, int(part * size))
+    with h.Following(source, target, patience_s=3600.0) as following:
+        h.until(lambda: is_target_whole or following.told.texts("waiting"))
+        assert h.shipped_files(target) == before
+        with open(path, "r+b") as file:
+            file.write(good[os.path.relpath(path, source)])
+        h.until(lambda: h.shipped_files(target) == good)
+    assert following.report.forks == ()
 
 
 def test_a_segment_that_stays_incomplete_ships_as_it_is(source, target):
@@ -708,3 +814,57 @@ def test_backoff_is_bounded():
     assert waits[:3] == [0.5, 1.0, 2.0]
     assert max(waits) == waits[-1] == 60.0
     assert shipper.backoff_s(50, spread=lambda: 0.0) == 30.0
+
+
+# -- compare -----------------------------------------------------------------------------------------------
+
+
+def lines_of(seqs):
+    return [encode_line({"seq": n, "time": n, "type": "metrics", "metrics": {"x": n}}) for n in seqs]
+
+
+@given(st.data())
+@hypothesis_settings(max_examples=150, deadline=None)
+def test_damage_is_never_a_fork_and_healing_gives_back_the_source(data):
+    source = b"".join(lines_of(range(1, data.draw(st.integers(2, 12)))))
+    target = bytearray(source[: data.draw(st.integers(1, len(source)))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(target) - 1))
+        hole = data.draw(st.integers(1, 60))
+        target[at : at + hole] = bytes(len(target[at : at + hole]))
+    reading = [lambda at, size, b=bytes(b): b[at : at + size] for b in (source, target)]
+    verdict = compare.examine(reading[0], len(source), reading[1], len(target))
+    assert verdict.kind in ("append", "cut")
+    healed = bytes(target[: verdict.offset]) + source[verdict.offset :]
+    assert healed == source
+
+
+@given(st.integers(1, 10), st.integers(1, 10), st.integers(1, 10))
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_another_stream_is_a_fork_with_a_mark_that_stays(same, mine, theirs):
+    common = lines_of(range(1, same))
+    ours = common + lines_of(range(100, 100 + mine))
+    other = b"".join(common + lines_of(range(200, 200 + theirs)))
+    marks = set()
+    for upto in range(same, len(ours) + 1):
+        source = b"".join(ours[:upto])
+        verdict = compare.examine(
+            lambda at, size, b=source: b[at : at + size],
+            len(source),
+            lambda at, size: other[at : at + size],
+            len(other),
+        )
+        assert verdict.kind == "fork"
+        assert verdict.offset == len(b"".join(common))
+        marks.add(verdict.mark)
+    assert len(marks) == 1
+
+
+def test_usable_stops_at_the_first_bad_line():
+    good = lines_of(range(1, 4))
+    data = b"".join(good)
+    assert compare.usable(data) == (len(data), "")
+    assert compare.usable(data + b"torn") == (len(data), "")
+    assert compare.usable(good[0] + b"bad\n" + good[1]) == (len(good[0]), "a bad line")
+    assert compare.usable(b"x" * (1 << 20)) == (0, "")
+    assert compare.usable(b"x" * ((1 << 20) + 1)) == (0, "a line of over 1 MiB")

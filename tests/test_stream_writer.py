@@ -1,6 +1,7 @@
 """The stream writer: format on disk, rotation, failures of the disk, threads, forks, signals."""
 
 import errno
+import itertools
 import os
 import signal
 import stat
@@ -37,7 +38,7 @@ def test_a_stream_reads_back_with_the_plain_reader(tmp_path):
     assert end == "closed"
     assert events[0]["type"] == "run_start" and events[0]["name"] == "x"
     assert [(e["step"], e["metrics"]["loss"]) for e in events[1:]] == [(i, i / 8) for i in range(10)]
-    assert all(a["time"] <= b["time"] for a, b in zip(events, events[1:], strict=False))
+    assert all(a["time"] <= b["time"] for a, b in itertools.pairwise(events))
 
 
 @pytest.mark.parametrize("durability", ["process", "interval", "always", "queued"])
@@ -112,7 +113,11 @@ def test_a_full_disk_drops_counts_and_leaves_a_gap(tmp_path, fault):
     assert end == "closed" and writer.dropped == 4 and len(warnings) == 1
     assert [e.get("step") for e in events] == [None, 0, 1, 2, None, 7, 8]
     gap = events[4]
-    assert (gap["type"], gap["dropped"]) == ("gap", 4) and "No space" in gap["reason"] and gap["from"] <= gap["to"]
+    assert (
+        (gap["type"], gap["dropped"]) == ("gap", 4)
+        and "No space" in gap["reason"]
+        and gap["from"] <= gap["to"]
+    )
 
 
 def test_half_a_line_is_cut_back(tmp_path, monkeypatch):
@@ -153,7 +158,9 @@ def test_a_line_that_cannot_be_cut_back_begins_a_new_segment(tmp_path, monkeypat
     key = next(layout.iter_streams(str(tmp_path / "s")))
     folder = layout.stream_dir(str(tmp_path / "s"), key)
     assert layout.list_segments(folder) == [1, 4]
-    assert open(os.path.join(folder, layout.segment_name(1)), "rb").read()[-1:] != b"\n"  # the torn bytes stay
+    assert (
+        open(os.path.join(folder, layout.segment_name(1)), "rb").read()[-1:] != b"\n"
+    )  # the torn bytes stay
     events, end = read_stream(folder)  # checks prev over the torn bytes, too
     assert end == "closed" and [e["type"] for e in events[3:]] == ["gap", "metrics"]
 
@@ -271,7 +278,9 @@ def test_a_fork_without_a_log_call_makes_no_stream_and_frees_no_lock(tmp_path):
     os.waitpid(child, 0)
     key = next(layout.iter_streams(str(tmp_path / "s")))
     folder = layout.stream_dir(str(tmp_path / "s"), key)
-    probe = python("import sys; from spoolagent.format import live; print(live.is_locked(sys.argv[1]))", folder)
+    probe = python(
+        "import sys; from spoolagent.format import live; print(live.is_locked(sys.argv[1]))", folder
+    )
     assert probe.communicate()[0].strip() == "True"
     writer.close()
     assert len(streams(tmp_path / "s")) == 1
@@ -294,7 +303,9 @@ def test_the_agent_ends_a_killed_writers_stream_once(tmp_path):
     process.communicate()
     key = next(layout.iter_streams(str(tmp_path / "s")))
     folder = layout.stream_dir(str(tmp_path / "s"), key)
-    before = {n: open(os.path.join(folder, n), "rb").read() for n in os.listdir(folder) if n.endswith(".jsonl")}
+    before = {
+        n: open(os.path.join(folder, n), "rb").read() for n in os.listdir(folder) if n.endswith(".jsonl")
+    }
     assert end_dead_stream(folder, DeathWatch())
     (side,) = [n for n in os.listdir(folder) if n.endswith(".end")]
     content = open(os.path.join(folder, side), "rb").read()

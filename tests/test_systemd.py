@@ -23,7 +23,9 @@ def test_systemd_accepts_the_unit(unit, tmp_path):
     command = os.path.join(os.path.dirname(sys.executable), "spoolagent")
     text = unit.read_text().replace("/opt/spoolagent/bin/spoolagent", command)
     (tmp_path / unit.name).write_text(text)
-    done = subprocess.run([analyze, "verify", str(tmp_path / unit.name)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [analyze, "verify", str(tmp_path / unit.name)], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -33,6 +35,14 @@ def test_the_unit_restarts_notifies_and_is_confined(unit):
     parser.optionxform = str
     parser.read(unit)
     service = parser["Service"]
-    assert service["Type"] == "notify" and service["Restart"] == "always" and service["StateDirectory"] == "spoolagent"
-    assert service["KillMode"] == "mixed" and service["ProtectSystem"] == "strict" and service["NoNewPrivileges"] == "yes"
+    assert (
+        service["Type"] == "notify"
+        and service["Restart"] == "always"
+        and service["StateDirectory"] == "spoolagent"
+    )
+    assert (
+        service["KillMode"] == "mixed"
+        and service["ProtectSystem"] == "strict"
+        and service["NoNewPrivileges"] == "yes"
+    )
     assert parser["Unit"]["StartLimitIntervalSec"] == "0"

@@ -1,8 +1,12 @@
 """`wandb:online`: the logs are the acknowledgement, children upload them, and one bad run harms no other."""
 
+import fcntl
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from spoolagent.errors import FormatError, UsageError
 from spoolagent.receivers import wandb_log
 from spoolagent.receivers.wandb import open_wandb
 from spoolagent.receivers.wandb_children import Limits
+from spoolagent.receivers.wandb_upload import EXIT_LOCKED
 from spoolagent.testing import MemoryState, make_batch, make_stream
 
 START = 1_700_000_000_000_000_000
@@ -72,7 +77,9 @@ def values(run, *names):
     return [tuple(row.get(name) for name in names) for row in run.rows]
 
 
-def test_upload_resume_and_end(backend, tmp_path):
+def test_upload_resume_and_end(backend, tmp_path, monkeypatch):
+    for name in ("RUN_ID", "NAME", "NOTES", "TAGS", "PROJECT", "ENTITY", "RUN_GROUP", "JOB_TYPE"):
+        monkeypatch.setenv(f"WANDB_{name}", "of-the-agent")
     target = Target(tmp_path / "state")
     target.deliver(
         "r",
@@ -97,7 +104,9 @@ def test_upload_resume_and_end(backend, tmp_path):
     assert server_config(run) == {"lr": 0.1, "p": 2}
     assert (run.summary["a"], run.summary["best"], run.summary["_step"]) == ({"max": 3}, 9, 4)
     assert (run.fields["displayName"], run.fields["groupName"], run.fields["tags"]) == ("n", "g", ["t"])
+    assert (run.fields.get("notes"), run.fields.get("jobType"), run.project) == (None, None, "p")
     assert run.files["notes.txt"] == b"hello"
+    assert list(backend.runs) == ["s--r"]
 
     # the run goes on, with a receiver that starts anew
     again = Target(tmp_path / "state", target.state)
@@ -112,18 +121,20 @@ def test_upload_resume_and_end(backend, tmp_path):
     assert run.upserts == upserts  # nothing to do
 
 
-def test_lost_progress_sends_no_row_twice(backend, tmp_path):
-    target = Target(tmp_path / "state")
+def test_a_killed_upload_sends_no_row_twice(backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.5")
+    target = Target(tmp_path / "state", linger_s=300.0)
     target.deliver("r", start(), *[metrics(step, a=step) for step in range(5)])
+    until(lambda: "s--r" in backend.runs and len(backend.runs["s--r"].history) == 4, "four rows")
+    os.killpg(target.receiver._children._jobs["s--r"].child.pid, signal.SIGKILL)
+    target.deliver("r", metrics(5, a=5), first=7)
     target.end("r")
-    target.close()
-    for path in (tmp_path / "state").rglob("progress.json"):
-        path.unlink()
-    again = Target(tmp_path / "state", target.state)
-    again.close()
     run = backend.runs["s--r"]
-    assert values(run, "a") == [(step,) for step in range(5)]
-    assert (run.rows_sent, run.exit_codes) == (5, [0, 0])
+    until(lambda: run.exit_codes == [0], "the end")
+    target.close()
+    assert values(run, "a") == [(step,) for step in range(6)]
+    assert run.rows_sent == 6
+    assert not list((tmp_path / "state").rglob("wandb/run-*"))
 
 
 def test_a_hung_and_a_refused_run_harm_no_other(backend, tmp_path):
@@ -151,6 +162,21 @@ def test_a_hung_and_a_refused_run_harm_no_other(backend, tmp_path):
     for run in ("hung", "refused"):
         assert values(backend.runs[f"s--{run}"], "a") == [(1,)], run
         assert backend.runs[f"s--{run}"].exit_codes == [0]
+
+
+def test_one_upload_of_a_run_at_a_time(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    plan = {"home": str(home), "logs": [], "ended": False, "linger_s": 0, "round_s": 1}
+    with (home / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-m", "spoolagent.receivers.wandb_upload", json.dumps(plan)],
+            stdin=subprocess.DEVNULL,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == EXIT_LOCKED
 
 
 def test_an_unreachable_server_delays_nothing(tmp_path, monkeypatch):

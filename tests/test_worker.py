@@ -179,7 +179,9 @@ def test_an_unreachable_tracker_loses_nothing_and_is_asked_again(tmp_path):
     agent.run()
     assert_all_there(tmp_path, receiver)
     assert calls[0] == calls[1] == calls[2]  # the same batch first
-    assert any("is away" in line for line in agent.said) and any("reached again" in line for line in agent.said)
+    assert any("is away" in line for line in agent.said) and any(
+        "reached again" in line for line in agent.said
+    )
 
 
 def test_a_transient_failure_of_one_run_does_not_delay_another(tmp_path):
@@ -235,7 +237,9 @@ def test_malformed_and_unknown_events_are_dead_letters(tmp_path):
     writer.append("metrics", {"metrics": {"a": "not a number"}})
     writer.append("teleport", {"x": 1})
     writer.append("metrics", {"metrics": [1, 2]})
-    writer.append("artifact", {"files": [{"path": "../../etc/passwd", "blob": {"sha256": "0" * 64, "size": 1}}]})
+    writer.append(
+        "artifact", {"files": [{"path": "../../etc/passwd", "blob": {"sha256": "0" * 64, "size": 1}}]}
+    )
     writer.append("metrics", {"metrics": {"a": 1.0}, "step": 1})
     writer.close()
     receiver = MemoryReceiver()
@@ -385,7 +389,9 @@ def test_attempts_come_in_order_and_live_ranks_do_not_wait(tmp_path):
     ranks = [simple(tmp_path / "live", count=40, end=False) for _ in range(3)]
     receiver = MemoryReceiver()
     Agent(tmp_path / "live", receiver).run()
-    firsts = [next(i for i, (key, _) in enumerate(receiver.order) if key.writer == rank.writer) for rank in ranks]
+    firsts = [
+        next(i for i, (key, _) in enumerate(receiver.order) if key.writer == rank.writer) for rank in ranks
+    ]
     assert max(firsts) < 20, "ranks that are alive are served in turn"
     for rank in ranks:
         rank.close()

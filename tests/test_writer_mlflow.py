@@ -27,6 +27,8 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mlflow-store")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    here = os.getcwd()
+    os.chdir(folder)  # where MLflow's store of a local database puts its artifacts
     import mlflow
 
     from spoolagent.receivers.mlflow import MlflowReceiver
@@ -36,8 +38,7 @@ def store(tmp_path_factory):
     receiver = MlflowReceiver(uri, {})
     receiver.open(MemoryState())
     receiver.close()
-    before, here = mlflow.get_tracking_uri(), os.getcwd()
-    os.chdir(folder)  # the store puts the real library's artifacts there
+    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     yield uri, mlflow
     mlflow.set_tracking_uri(before)

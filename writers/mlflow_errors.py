@@ -18,7 +18,7 @@ _NUMBERS = {
 _HTTP = {INVALID_PARAMETER_VALUE: 400, RESOURCE_ALREADY_EXISTS: 400, RESOURCE_DOES_NOT_EXIST: 404}
 
 
-class MlflowException(Exception):  # noqa: N818 - the name that callers catch
+class MlflowException(Exception):
     """A call that MLflow refuses. `error_code` is the code's name, `message` the text."""
 
     def __init__(
@@ -53,7 +53,7 @@ class RestException(MlflowException):
     """What MLflow raises for a server's answer; never raised here, where no server is asked."""
 
 
-class NotSupportedOffline(AttributeError, NotImplementedError):  # noqa: N818 - says what it is
+class NotSupportedOffline(AttributeError, NotImplementedError):
     """A part of MLflow that needs its server, or that is not mimicked."""
 
 

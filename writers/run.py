@@ -24,6 +24,8 @@ from spoolagent.format.values import clean_text, metric_value, to_json
 from spoolagent.writers import process
 
 _STATUSES = ("finished", "failed", "killed")
+_ONCE = ("tags", "labels", "notes", "config")
+"""What only a run's first stream says at its start: it may be changed since."""
 _LARGE = MAX_LINE // 2
 """Bytes of JSON or text from which a payload goes to a blob rather than into its line."""
 
@@ -36,9 +38,11 @@ class _Shared:
         if attempt is None:
             attempt = _attempt_of(place, run, launch)
         self.start = {**start, "attempt": attempt}
+        self._pid = os.getpid()
         self.handles = 0
         self.status = "finished"
         self.exit_code = 0
+        self.at_ns: int | None = None
         self.stream = StreamWriter(
             place.spool,
             place.site,
@@ -50,13 +54,19 @@ class _Shared:
         )
 
     def start_fields(self) -> dict[str, Any]:
-        """The `run_start` payload, of the process that writes it."""
-        return {**self.start, "pid": os.getpid()}
+        """The `run_start` payload, of the process that writes it.
+
+        A forked child's stream begins later: it must not set again what has been changed since.
+        """
+        pid = os.getpid()
+        start = self.start if pid == self._pid else {k: v for k, v in self.start.items() if k not in _ONCE}
+        return {**start, "pid": pid}
 
     def end(self) -> None:
         """Writes `run_end` (main streams only: an aux stream decides nothing) and seals the stream."""
         if self.stream.role == "main":
-            self.stream.append("run_end", {"status": self.status, "exit_code": self.exit_code})
+            end = {"status": self.status, "exit_code": self.exit_code, "at": self.at_ns}
+            self.stream.append("run_end", optional(**end))
         self.stream.close()
 
 
@@ -306,10 +316,12 @@ class Run:
         """Returns when all that was logged so far is on disk (or was dropped and counted)."""
         self._shared.stream.flush()
 
-    def finish(self, status: str = "finished", exit_code: int | None = None) -> None:
+    def finish(
+        self, status: str = "finished", exit_code: int | None = None, *, at_ns: int | None = None
+    ) -> None:
         """Ends the run: "finished", "failed" or "killed". A second call does nothing.
 
-        When the process has other handles on this run, it ends with the last, in the worst status.
+        `at_ns`: the end time to show, when it is not now. When the process has other handles on this run, it ends with the last, in the worst status.
         """
         if status not in _STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(_STATUSES)}")
@@ -319,6 +331,7 @@ class Run:
             self.finished = True
             shared = self._shared
             shared.handles -= 1
+            shared.at_ns = at_ns
             if status != "finished" and shared.status != "failed":
                 shared.status = status
                 shared.exit_code = exit_code if exit_code is not None else 1
@@ -330,7 +343,7 @@ class Run:
     def reopen(self) -> None:
         """After `finish`: goes on with the same run and attempt, in a new stream."""
         if self.finished:
-            for name in ("tags", "labels", "notes", "config"):  # they may have been changed since
+            for name in _ONCE:
                 self._start.pop(name, None)
             self._shared = self._join(self._shared.stream.attempt)
 

@@ -1,6 +1,7 @@
 """`ship` and `serve`: the verbs that run as services."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ def ship(
             else:
                 progress.say(said.text)
 
+        if not once:
+            note(f"shipping {settings.agent.spool} to {settings.target} (pid {os.getpid()})")
         notify("READY=1")
         report = run(settings, stop=stop, report=tell)
         notify("STOPPING=1")

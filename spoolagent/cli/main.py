@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> int:
     except SpoolError as error:
         note(str(error))
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Typer exits by itself for a broken pipe, and for nothing else
         # The reader (head, a pager) has left: nothing is wrong. What is still buffered must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE

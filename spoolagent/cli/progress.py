@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -86,10 +87,10 @@ class EventProgress:
         self._tasks: dict[str, TaskID] = {}
         if sys.stderr.isatty():
             columns = (
+                SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("events"),
+                TextColumn("{task.completed:.0f} events"),
+                TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
 

@@ -95,7 +95,7 @@ def in_wandb(folder: str, site: str) -> Points:
     for path in glob.glob(os.path.join(folder, f"offline-run-*-{site}--*", "run-*.wandb")):
         with open(path, "rb") as file:
             for raw, _ in read_log(file, 7):
-                record = pb.Record.FromString(raw)
+                record = pb.Record.FromString(raw)  # pyright: ignore[reportAttributeAccessIssue] - made by protobuf
                 for item in record.history.item:
                     name = item.key or ".".join(item.nested_key)
                     value = orjson.loads(item.value_json)

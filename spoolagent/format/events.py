@@ -61,6 +61,35 @@ class Event(NamedTuple):
         return self.data.get("step")
 
 
+def column_numbers(event: Event) -> dict[str, float | int]:
+    """The numbers in a `custom` event named `wandb.value`: those of nested dictionaries by names joined with ".".
+
+    For trackers that know numbers only. Booleans count as 0 and 1; lists and texts are no numbers. Empty for
+    any other event.
+    """
+    data = event.data.get("data")
+    if (
+        event.data.get("name") != "wandb.value"
+        or not isinstance(data, dict)
+        or not isinstance(data.get("key"), str)
+    ):
+        return {}
+    found: dict[str, float | int] = {}
+    _collect(data["key"], data.get("value"), found)
+    return found
+
+
+def _collect(name: str, value: Any, found: dict[str, float | int]) -> None:
+    if isinstance(value, bool | int | float):
+        found[name] = int(value) if isinstance(value, bool) else value
+    elif isinstance(value, dict):
+        if value.keys() == {"$float"}:
+            found[name] = number(value["$float"])
+            return
+        for key, inner in value.items():
+            _collect(f"{name}.{key.removeprefix('$')}", inner, found)
+
+
 def parse_event(data: dict[str, Any]) -> Event | None:
     """The event of a decoded line, or None when seq, time or type are not what they must be."""
     seq, time_ns, kind = data.get("seq"), data.get("time"), data.get("type")

@@ -151,7 +151,8 @@ def run_state(streams: Iterable[StreamFacts]) -> RunState | None:
         return None
     if any(stream.ended is None for stream in deciding):
         return "running"
-    return min((s.end_status or "killed" for s in deciding), key=_WORST.index)
+    states: list[RunState] = [stream.end_status or "killed" for stream in deciding]
+    return min(states, key=_WORST.index)
 
 
 def _run(streams: list[StreamFacts]) -> RunFacts:
@@ -204,6 +205,7 @@ def _read_tail(path: str) -> _Tail:
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
+            tail = _Tail([], 0)
             for window in _WINDOWS:
                 start = max(0, size - window)
                 file.seek(start)

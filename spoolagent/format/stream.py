@@ -12,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import orjson
+from orjson import dumps
 
 from spoolagent.errors import EventTooLarge, SpoolError, UsageError
 from spoolagent.format import durable, keeper, layout, live
@@ -96,6 +98,9 @@ class StreamWriter:
         self._busy = False
         self._deferred: list[bytes] = []
         self._segment: Segment | None = None
+        self._fast: Segment | None = None
+        """The segment, while the next event may go straight into it."""
+        self._limit = self.options.segment_bytes
         self._live: live.Live | None = None
         self._dir = layout.run_dir(self.spool, self.site, self.run)
         self._retired: list[Segment] = []
@@ -115,9 +120,39 @@ class StreamWriter:
 
         Raises EventTooLarge beyond 1 MiB, TypeError for what orjson cannot write: both before anything happens.
         """
-        body = orjson.dumps({"time": time.time_ns(), "type": kind, **fields})
+        with self._lock:
+            segment = self._fast
+            if segment is None or self._busy or segment.size > self._limit:
+                self._append_slowly(kind, fields)
+                return
+            # The hot path: everything is ready, nobody else is in here.
+            self._busy = True
+            before, seq = segment.size, self.seq + 1
+            try:
+                body = dumps({"seq": seq, "time": time.time_ns(), "type": kind, **fields})[:-1]
+                if len(body) > _MAX_BODY:
+                    raise _too_large(kind, body)  # noqa: TRY301 - a call more would cost the hot path
+                segment.append(b'%b,"crc":"%08x"}\n' % (body, crc32(body)))
+                self.seq = seq
+                self._dirty = True
+                if self._deferred:
+                    self._write_deferred()
+            except OSError as error:
+                self._failed(error)
+                self._count_drop(time.time_ns())
+            except BaseException:
+                self._fast = None
+                if segment.size > before:
+                    self.seq = seq  # a KeyboardInterrupt, just after the write
+                raise
+            finally:
+                self._busy = False
+
+    def _append_slowly(self, kind: str, fields: dict[str, Any]) -> None:
+        """Whatever is unusual: the first event, a full segment, a refusing disk, `always`, a queue."""
+        body = dumps({"time": time.time_ns(), "type": kind, **fields})
         if len(body) > _MAX_BODY:
-            raise EventTooLarge(f"a {kind} event of {len(body)} bytes does not fit in a line: use a blob")
+            raise _too_large(kind, body)
         if self._queue is not None:
             self._queue.put(body)
         else:
@@ -131,19 +166,25 @@ class StreamWriter:
             self._busy = True
             try:
                 self._write(body)
-                while self._deferred:
-                    self._write(self._deferred.pop(0))
+                self._write_deferred()
             finally:
                 self._busy = False
+                self._choose_path()
+
+    def _write_deferred(self) -> None:
+        while self._deferred:
+            self._write(self._deferred.pop(0))
+
+    def _choose_path(self) -> None:
+        """Opens the hot path when nothing stands against it."""
+        segment = self._segment
+        plain = self._queue is None and self.options.durability != "always" and self._gap is None
+        self._fast = segment if plain and segment is not None and not segment.broken else None
 
     def _write(self, body: bytes) -> None:
+        """Writes one event given as JSON without its seq, or counts it as dropped."""
         segment = self._segment
-        if (
-            segment is None
-            or segment.broken
-            or self._gap is not None
-            or segment.size > self.options.segment_bytes
-        ):
+        if segment is None or segment.broken or self._gap is not None or segment.size > self._limit:
             segment = self._ready()
             if segment is None:
                 self._count_drop(orjson.loads(body)["time"])
@@ -185,6 +226,7 @@ class StreamWriter:
                     self._ready()
                 finally:
                     self._busy = False
+                    self._choose_path()
 
     def _ready(self) -> Segment | None:
         """A segment that takes the next event, with any gap before it on record; None while the disk refuses."""
@@ -290,13 +332,14 @@ class StreamWriter:
                 f"cannot write to the spool ({message}). Training goes on, events are dropped and counted."
             )
 
-    def _count_drop(self, time_ns: int) -> None:
+    def _count_drop(self, at_ns: int) -> None:
+        self._fast = None  # the gap goes on record first
         self.dropped += 1
         old = self._gap
         if old is None:
-            self._gap = _Gap(1, time_ns, time_ns, self._reason)
+            self._gap = _Gap(1, at_ns, at_ns, self._reason)
         else:
-            self._gap = _Gap(old.dropped + 1, old.first_ns, time_ns, self._reason)
+            self._gap = _Gap(old.dropped + 1, old.first_ns, at_ns, self._reason)
 
     def drop(self, reason: str) -> None:
         """Puts one event on record that could not even be prepared (its blob was refused)."""
@@ -338,6 +381,7 @@ class StreamWriter:
             if self._busy or self.closed or segment is None or segment.first_seq > self.seq:
                 return
             if time.time_ns() - segment.created_ns > self.options.segment_age_s * 1e9:
+                self._fast = None
                 self._rotate()
 
     def sync(self) -> None:
@@ -352,6 +396,7 @@ class StreamWriter:
                 durable.fsync_fd(segment.fd, segment.path)
             except OSError:
                 segment.broken = True  # what the kernel still holds of it is unknown
+                self._fast = None
                 raise
         if retired:
             durable.fsync_dir(self._dir)
@@ -395,6 +440,7 @@ class StreamWriter:
             except OSError as error:
                 self._failed(error)
             self.closed = True
+            self._fast = None
         self._close_files()
 
     def _close_files(self) -> None:
@@ -427,6 +473,10 @@ class StreamWriter:
         self.dropped = 0
         self._reset()
         self.closed = closed
+
+
+def _too_large(kind: str, body: bytes) -> EventTooLarge:
+    return EventTooLarge(f"a {kind} event of {len(body)} bytes does not fit in a line: use a blob")
 
 
 class _Queue:

@@ -18,9 +18,9 @@ import orjson
 
 from spoolagent.errors import SpoolError, UsageError
 from spoolagent.format.spool import open_spool
+from spoolagent.notify import notify
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.child import Job, encode_job
-from spoolagent.notify import notify
 from spoolagent.serving.registry import load_receiver
 from spoolagent.settings import Selection, ServeSettings
 from spoolagent.undertaker import Undertaker

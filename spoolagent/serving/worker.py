@@ -539,5 +539,6 @@ def _updated(facts: StreamFacts, events: list[Event]) -> StreamFacts:
         elif event.type == "gap" and isinstance(event.data.get("dropped"), int):
             new.gap += event.data["dropped"]
     if events:
-        new.last_ns = max(new.last_ns, events[-1].time_ns)
+        last = events[-1]
+        new.last_ns = last.wall_ns if last.type == "run_end" else max(new.last_ns, last.time_ns)
     return new

@@ -44,14 +44,16 @@ class StreamCarrier:
         self._patience_s, self._clock = patience_s, clock
         self._is_home: bool | None = None
         self._writer = key.writer
-        self._seen: object = None
+        self.seen: object = None
+        """What the directory looked like when it was carried last; None: not yet, or `forget`."""
         self._memory = Memory()
 
     def forget(self) -> None:
         """Compares everything again the next time: the target was away, or another shipper was at work."""
-        self._seen = None
+        self.seen = None
         self._writer = self.key.writer
         self._memory = Memory()
+        self.state = "current"
 
     def is_home(self) -> bool:
         """True when the stream was born in this spool. Raises SourceError."""
@@ -66,25 +68,20 @@ class StreamCarrier:
             self._is_home = header.spool == self._home
         return self._is_home
 
-    @property
-    def was_carried(self) -> bool:
-        """False before it was carried for the first time (or after `forget`)."""
-        return self._seen is not None
-
     def is_quiet(self) -> bool:
         """True when nothing has changed since it was carried last. Raises SourceError."""
-        return self._seen is not None and self._seen == signature(self.path)
+        return self.seen is not None and self.seen == signature(self.path)
 
-    def carry(self) -> State:
-        """Ships what can be shipped now. Raises what the target raises, SourceError, and FormatError."""
+    def carry(self, should_stop: Callable[[], bool] = lambda: False) -> State:
+        """Ships what can be shipped now, or one turn of it. Raises what the target raises, SourceError, and FormatError."""
         seen = signature(self.path)
-        if self.state != "waiting" and self._seen == seen:
+        if self.state not in ("waiting", "more") and self.seen == seen:
             return self.state
         for _ in range(_MAX_FORKS):
             try:
                 with self._target.stream(self.key._replace(writer=self._writer)) as copy:
                     walk = Walk(self.path, self.key, copy, self._memory, self._blobs, self._tally)
-                    self.state = walk.run(self._is_over)
+                    self.state = walk.run(self._is_over, should_stop)
                 break
             except Forked as fork:
                 self._fork(fork.mark)
@@ -92,7 +89,7 @@ class StreamCarrier:
             raise FormatError(
                 f"{self.path} differs from {_MAX_FORKS} forks at the target; look at them there"
             )
-        self._seen = seen
+        self.seen = seen
         if self.state != "waiting":
             self._tally.clear("waiting", self.key)
             self._memory.suspects.clear()

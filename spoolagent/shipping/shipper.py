@@ -1,5 +1,6 @@
 """The loop of `spoolagent ship`: look at every stream, carry what is new, wait, come back; for ever or once."""
 
+import contextlib
 import os
 import random
 import time
@@ -17,13 +18,15 @@ from spoolagent.shipping.carry import StreamCarrier
 from spoolagent.shipping.directory import open_target
 from spoolagent.shipping.places import KnownTarget, check_apart
 from spoolagent.shipping.report import Note, ShipReport, Tally, Tell
-from spoolagent.shipping.source import SourceError, reading
+from spoolagent.shipping.source import SourceError, reading, signature
 from spoolagent.shipping.target import AnotherSpool, Away, OffsetRefused, Target
+from spoolagent.shipping.walk import State
 from spoolagent.watching import Watcher
 
 _SLICE_S = 0.2
 """How soon `stop` is noticed."""
 _ONCE_PAUSE_S = 0.2
+_MAX_PAUSE_S = 10.0
 _RECHECK_S = 60.0
 """How often streams that left the sweep are looked at again (a writer that was thought dead may go on)."""
 _IN_A_ROW = 3
@@ -58,10 +61,8 @@ def ship(settings: ShipSettings, *, stop: Stop, report: Tell, target: Target | N
     if target is None:
         target = open_target(settings.target)
         check_apart(spool.path, settings.target)
-    shipper = Shipper(spool, target, settings.agent, report)
-    if settings.once:
-        return shipper.once(stop)
-    return shipper.follow(stop)
+    shipper = Shipper(spool, target, settings.agent, report, stop)
+    return shipper.once() if settings.once else shipper.follow()
 
 
 class Shipper:
@@ -73,16 +74,18 @@ class Shipper:
         target: Target,
         settings: AgentSettings,
         tell: Tell,
+        stop: Stop,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spool, self._target, self._settings, self._clock = spool, target, settings, clock
+        self._stop = stop
         self._tally = Tally(tell=tell)
         self._known = KnownTarget(spool, target)
         self._blobs = BlobCarrier(spool.path, target, self._tally)
         self._deaths = DeathWatch(stale_after_s=settings.stale_after_s)
         self._carriers: dict[StreamKey, StreamCarrier] = {}
-        self._done: set[StreamKey] = set()
+        self._done: dict[StreamKey, int] = {}
         self._blobs_looked_at: set[str] = set()
         self._recheck_at = clock() + _RECHECK_S
         self._failing = 0
@@ -90,35 +93,46 @@ class Shipper:
 
     # -- once ----------------------------------------------------------------------------------------------
 
-    def once(self, stop: Stop) -> ShipReport:
+    def once(self) -> ShipReport:
         """Ships what is there. What may still heal is waited for, at most the patience of the settings."""
         self._open()
-        failed = self._sweep(None, stop)
+        failed = self._sweep(None)
         deadline = self._clock() + self._settings.patience_s + 5.0
-        while not failed and self._waiting() and self._clock() < deadline and not stop.wait(_ONCE_PAUSE_S):
-            failed = self._sweep(self._waiting(), stop)
+        while (
+            not failed
+            and (self._keys("more") or self._is_worth_waiting(deadline))
+            and not self._stop.is_set()
+        ):
+            failed = self._sweep(self._keys("more", "waiting"))
         if failed is not None:
             raise failed
         return self.report()
+
+    def _is_worth_waiting(self, deadline: float) -> bool:
+        """Pauses while something may still heal. False when there is nothing, or the time is over."""
+        if not self._keys("waiting") or self._clock() >= deadline:
+            return False
+        self._stop.wait(_ONCE_PAUSE_S)
+        return True
 
     def report(self) -> ShipReport:
         """What was done so far."""
         return self._tally.report(len(self._done))
 
-    def _waiting(self) -> list[StreamKey]:
-        return [key for key, carrier in self._carriers.items() if carrier.state == "waiting"]
+    def _keys(self, *states: State) -> list[StreamKey]:
+        return [key for key, carrier in self._carriers.items() if carrier.state in states]
 
     # -- following -----------------------------------------------------------------------------------------
 
-    def follow(self, stop: Stop) -> ShipReport:
+    def follow(self) -> ShipReport:
         """Ships until `stop` is set; comes through every outage of the target by itself."""
         failures = 0
         with Watcher(self._spool.path, self._settings.poll) as watcher:
             hints: Iterable[StreamKey] | None = None
-            while not stop.is_set():
+            while not self._stop.is_set():
                 try:
                     self._open()
-                    failed = self._sweep(hints, stop)
+                    failed = self._sweep(hints)
                 except SpoolError as error:
                     if isinstance(error, UsageError) and not isinstance(error, AnotherSpool):
                         raise
@@ -126,7 +140,7 @@ class Shipper:
                 if failed is not None and (not self._is_open or self._failing >= _IN_A_ROW):
                     failures += 1
                     self._tally.note("away", None, str(failed))
-                    stop.wait(backoff_s(failures))
+                    self._stop.wait(backoff_s(failures))
                     for carrier in self._carriers.values():
                         carrier.retry_at = 0.0  # the target's back-off stands for all of theirs
                     hints = None
@@ -137,17 +151,19 @@ class Shipper:
                     self._tally.tell(
                         Note("back", None, f"the target takes data again: {self._target.identity}")
                     )
-                hints = self._wait(watcher, stop)
+                hints = self._wait(watcher)
+                more = self._keys("more")
+                hints = {*hints, *more} if hints is not None and more else hints
         return self.report()
 
-    def _wait(self, watcher: Watcher, stop: Stop) -> set[StreamKey] | None:
+    def _wait(self, watcher: Watcher) -> set[StreamKey] | None:
         """Until hints come, or the sweep is due (None)."""
         now = self._clock()
         self._sweep_at = max(now, self._sweep_at)
-        while not stop.is_set():
-            rest = self._sweep_at - self._clock()
+        while not self._stop.is_set():
+            rest = 0.0 if self._keys("more") else self._sweep_at - self._clock()
             hints = watcher.wait(max(0.0, min(rest, _SLICE_S)))
-            if hints:
+            if hints or (hints is not None and self._keys("more")):
                 return hints
             if hints is None or self._clock() >= self._sweep_at:
                 return None
@@ -170,19 +186,18 @@ class Shipper:
             carrier.forget()
             carrier.retry_at, carrier.failures = 0.0, 0
 
-    def _sweep(self, keys: Iterable[StreamKey] | None, stop: Stop) -> SpoolError | None:
+    def _sweep(self, keys: Iterable[StreamKey] | None) -> SpoolError | None:
         """Looks at the streams `keys`, or all (None). The target's refusal, if any stream met one."""
         refusal: SpoolError | None = None
-        if keys is None:
-            self._sweep_at = self._clock() + self._settings.sweep_interval_s
-            if self._clock() >= self._recheck_at:
-                self._recheck_at = self._clock() + _RECHECK_S
-                self._done.clear()
+        began = self._clock()
+        if keys is None and began >= self._recheck_at:
+            self._recheck_at = began + _RECHECK_S
+            self._recheck()
         try:
             if keys is None:
                 self._blobs.retry_missing()
             for key in self._all() if keys is None else keys:
-                if stop.is_set():
+                if self._stop.is_set():
                     break
                 if keys is None and key in self._done:
                     continue
@@ -192,7 +207,19 @@ class Shipper:
             return error
         except Unreachable as error:
             return error
+        except SourceError as error:
+            self._tally.note("error", None, str(error), about=self._spool.path)
+        if keys is None:  # tens of thousands of streams take longer to look at: then less often
+            pause_s = max(self._settings.sweep_interval_s, min(_MAX_PAUSE_S, 4.0 * (self._clock() - began)))
+            self._sweep_at = self._clock() + pause_s
         return refusal
+
+    def _recheck(self) -> None:
+        """Takes back into the sweep what has changed since it left: a writer that was thought dead went on."""
+        for key, seen in list(self._done.items()):
+            with contextlib.suppress(SourceError):
+                if hash(signature(layout.stream_dir(self._spool.path, key))) != seen:
+                    del self._done[key]
 
     def _all(self) -> Iterable[StreamKey]:
         """Every stream, site by site; a site that cannot be read is reported and hides no other."""
@@ -248,10 +275,10 @@ class Shipper:
 
     def _carry(self, carrier: StreamCarrier) -> None:
         key = carrier.key
-        self._done.discard(key)
+        self._done.pop(key, None)
         try:
             self._end_if_dead(carrier)
-            state = carrier.carry()
+            state = carrier.carry(self._stop.is_set)
         except (OffsetRefused, Locked) as error:  # another shipper is at it: next time
             carrier.forget()
             carrier.state = "waiting"
@@ -260,15 +287,13 @@ class Shipper:
         carrier.failures = 0
         self._tally.clear("error", key)
         if state == "done":
-            self._done.add(key)
+            self._done[key] = hash(carrier.seen)
             del self._carriers[key]
             self._deaths.forget(carrier.path)
 
     def _end_if_dead(self, carrier: StreamCarrier) -> None:
         """Only what is quiet is asked about: whoever writes lives."""
-        if carrier.is_home() and (
-            carrier.is_quiet() or carrier.state == "waiting" or not carrier.was_carried
-        ):
+        if carrier.is_home() and (carrier.is_quiet() or carrier.state == "waiting" or carrier.seen is None):
             with reading(carrier.path):
                 end_dead_stream(carrier.path, self._deaths)
 

@@ -11,7 +11,7 @@ from spoolagent.errors import SpoolError, Unreachable, UsageError
 from spoolagent.format.layout import StreamKey
 
 
-class OffsetRefused(SpoolError):  # noqa: N818 - named like those of spoolagent.errors
+class OffsetRefused(SpoolError):
     """The target's segment has not the length that the shipper thinks: another one was at work. Compare again."""
 
 
@@ -19,7 +19,7 @@ class Away(Unreachable):
     """The whole target is away (not mounted, renamed). When it comes back, everything is compared again."""
 
 
-class AnotherSpool(UsageError):  # noqa: N818 - named like those of spoolagent.errors
+class AnotherSpool(UsageError):
     """The target's place holds another spool than before."""
 
 

@@ -19,13 +19,16 @@ from spoolagent.shipping.source import SourceSegment, read_side, reading
 from spoolagent.shipping.target import StreamCopy
 
 _TAIL = 4096
-State = Literal["done", "current", "waiting"]
-"""done: ended, and all of it is at the target. current: nothing more to ship now. waiting: a part may still heal."""
+TURN_BYTES = 64 << 20
+"""After so much the next stream has its turn, so that a huge one does not keep the others waiting."""
+State = Literal["done", "current", "waiting", "more"]
+"""done: ended, and all of it is at the target. current: nothing more to ship now. waiting: a part may still heal.
+more: its turn is over, or the shipper is to stop."""
 IsOver = Callable[[tuple[object, ...], str, float], bool]
 """`is_over(what, why, elsewhere_s)`: True when `what` was waited for long enough, a stream born elsewhere longer."""
 
 
-class Forked(Exception):  # noqa: N818 - no error: it leads the carrier to another place
+class Forked(Exception):
     """The target's copy is another stream; `mark` is the `<hash8>` of this one."""
 
     def __init__(self, mark: str) -> None:
@@ -56,10 +59,12 @@ class Walk:
         self._path, self._key, self._copy, self._memory = path, key, copy, memory
         self._blobs, self._tally = blobs, tally
         self._bytes = self._lines = 0
+        self._left = TURN_BYTES
+        self._is_cut_short = False
 
-    def run(self, is_over: IsOver) -> State:
+    def run(self, is_over: IsOver, should_stop: Callable[[], bool]) -> State:
         """Walks. Raises Forked when another stream lies there, SourceError, and what the target raises."""
-        self._is_over = is_over
+        self._is_over, self._should_stop = is_over, should_stop
         state: State = "current"
         try:
             segments = layout.list_segments(self._path)
@@ -71,7 +76,7 @@ class Walk:
                     break
         finally:
             self._settle()
-        return state
+        return "more" if self._is_cut_short else state
 
     def _settle(self) -> None:
         """Nothing counts as shipped before the target has it on disk."""
@@ -89,8 +94,8 @@ class Walk:
             if self._memory.complete.get(first) == (segment.identity, segment.size) and there == segment.size:
                 return "done" if following is not None else "current"
             offset = self._start(segment, following, there)
-            if offset > segment.size:
-                return "done" if following is not None else "current"
+            if isinstance(offset, str):
+                return offset
             newer = compare.is_newer(segment.read(0, MAX_LINE).partition(b"\n")[0], FORMAT)
             if newer:
                 text = f"{self._key} is of a later format than {FORMAT}: it is shipped unread; upgrade spoolagent to deliver it"
@@ -107,9 +112,13 @@ class Walk:
             segment.close()
 
     def _lines_of(self, segment: SourceSegment, offset: int, limit: int, *, unread: bool) -> tuple[int, bool]:
-        """Ships whole lines from `offset` on. The offset behind them, and whether a bad line bars the way."""
-        self._make_durable(segment, offset)
+        """Ships whole lines from `offset` on. The offset behind them, and whether more of them must wait."""
+        if offset < limit:
+            self._make_durable(segment)
         while offset < limit:
+            if self._left <= 0 or self._should_stop():
+                self._is_cut_short = True
+                return offset, True
             data = segment.read(offset, min(MAX_LINE + 1, limit - offset))
             found = compare.usable(data, unread=unread)
             length = found.length
@@ -128,11 +137,12 @@ class Walk:
         self._blobs.carry_named(self._key.site, data)
         self._copy.append(first, offset, data)
         self._bytes += len(data)
+        self._left -= len(data)
         self._lines += data.count(b"\n")
 
-    def _make_durable(self, segment: SourceSegment, offset: int) -> None:
-        if offset < segment.size:
-            segment.sync()
+    def _make_durable(self, segment: SourceSegment) -> None:
+        """What leaves the machine must be something that it cannot forget: the bytes, and the file's name."""
+        segment.sync()
         if segment.first_seq not in self._memory.named:
             with reading(self._path):
                 durable.fsync_dir(self._path)
@@ -140,8 +150,8 @@ class Walk:
 
     # -- where to begin ------------------------------------------------------------------------------------
 
-    def _start(self, segment: SourceSegment, following: int | None, there: int) -> int:
-        """The verified length of the target's copy. More than the source's: the target wins."""
+    def _start(self, segment: SourceSegment, following: int | None, there: int) -> int | State:
+        """The verified length of the target's copy; a state where the target has more, and so nothing is to ship."""
         known = self._memory.verified.get(segment.first_seq)
         if there == 0 or (known == (segment.identity, there) and there <= segment.size):
             return there
@@ -178,15 +188,18 @@ class Walk:
         end, raw = ends.read_end(self._path, segment.first_seq), read_side(self._path, name)
         return end is not None and end.length == there and raw == self._copy.side(name)
 
-    def _longer(self, segment: SourceSegment, following: int | None, there: int) -> int:
-        """The target has all of this segment and more."""
+    def _longer(self, segment: SourceSegment, following: int | None, there: int) -> int | State:
+        """The target has all of this segment and more: it wins, unless the source's is known to be all there is."""
         first = segment.first_seq
         if following is None:
             text = f"{self._key}: the target has {there} bytes of segment {first}, the source {segment.size}; it was kept"
             self._tally.note("longer", self._key, text)
-            return there
+            return "current"
         if self._prev_of(following) == self._copy.sha256(first, there):
-            return there  # the source lacks bytes that came to the target by another way
+            return "done"  # what the source lacks came to the target by another way
+        if not self._is_complete(segment, following):
+            why = f"segment {first} is shorter than the target's, though segment {following} is there"
+            return "done" if self._is_over(("incomplete", first), why, PATIENCE_ELSEWHERE_S) else "waiting"
         if compare.has_valid_line(lambda at, size: self._copy.read(first, at, size), segment.size, there):
             head = SourceSegment(self._path, following)
             try:
@@ -226,11 +239,12 @@ class Walk:
     def _finish(self, segment: SourceSegment, offset: int, following: int, *, unread: bool) -> State:
         """Completes a segment that has a next one: with the torn bytes that its writer left, if it did."""
         first, size = segment.first_seq, segment.size
-        sealed = offset == size and compare.seal_of(segment.read(max(0, size - _TAIL), _TAIL)) is not None
-        if not (sealed or (unread and offset == size)) and self._prev_of(following) != segment.sha256(size):
+        if not (unread and offset == size) and not self._is_complete(segment, following):
             why = f"segment {first} is not complete, though segment {following} is there"
             if not self._is_over(("incomplete", first, size), why, PATIENCE_ELSEWHERE_S):
                 return "waiting"
+        if offset < size:
+            self._make_durable(segment)
         while offset < size:
             data = segment.read(offset, MAX_LINE)
             self._append(first, offset, data)
@@ -238,6 +252,13 @@ class Walk:
         self._settle()
         self._memory.verified[first] = self._memory.complete[first] = (segment.identity, offset)
         return "done"
+
+    def _is_complete(self, segment: SourceSegment, following: int) -> bool:
+        """True when the segment has its seal, or is what the header of the next one says."""
+        size = segment.size
+        if compare.seal_of(segment.read(max(0, size - _TAIL), _TAIL)) is not None:
+            return True
+        return self._prev_of(following) == segment.sha256(size)
 
     def _prev_of(self, following: int) -> str | None:
         try:
