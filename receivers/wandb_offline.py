@@ -208,25 +208,25 @@ class _Run:
         self.write(ends=True)
 
     def conclude(self, stream: Stream) -> None:
-        """Writes what a batch made. What comes late to an ended run, from a stream that does not decide its end,
-        is followed by that end again: nobody will tell it.
+        """Writes what a batch made.
+
+        What comes late to an ended run, from a stream that does not decide its end, is followed by that end again:
+        nobody will tell it. A stream that does decide reopens the run.
         """
-        session, end = self.session, self._end_again(stream)
-        if end is not None:
+        session, meta = self.session, self._meta
+        decides = stream.role == "main" and stream.attempt >= meta["attempt"]
+        told: dict[str, Any] = meta["told"] or {}
+        late = bool(told) and not decides
+        if late:
             session.emit(session.rows.close_all())
         news = bool(session.records.made or session.summary.changed)
-        if end is not None and news:
-            session.end(end, whole=self.begins_log)
+        if late and news:
+            session.end(RunEnd(**told), whole=self.begins_log)
         elif news or session.fresh:
             session.flush_summary(whole=self.begins_log)
-        self.write(ends=end is not None and news)
-
-    def _end_again(self, stream: Stream) -> RunEnd | None:
-        meta = self._meta
-        decides = stream.role == "main" and stream.attempt >= meta["attempt"]
-        if meta["told"] is None or decides or meta["ended"] != self._part["number"] - 1:
-            return None
-        return RunEnd(**meta["told"])
+        if decides and (news or session.rows.is_open(stream.key.writer)):
+            meta["told"] = None
+        self.write(ends=late and news)
 
     def write(self, *, ends: bool = False) -> None:
         """Appends what the session made, and puts the run's new state."""

@@ -84,6 +84,11 @@ class Rows:
         held = self.writers.setdefault(writer, Writer())
         held.api, held.rank = api, rank
 
+    def is_open(self, writer: str) -> bool:
+        """True when the stream has a row that is not closed."""
+        held = self.writers.get(writer)
+        return held is not None and held.row is not None
+
     def add(self, writer: str, point: Point) -> Iterator[Closed]:
         """Puts `point` into the stream's row; yields the rows that it closes, in order."""
         held = self.writers.setdefault(writer, Writer())

@@ -221,6 +221,30 @@ def test_a_reader_that_leaves_early(place):
     assert done.stderr.strip() == "141"
 
 
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("ls spool >&-", "0", ""),
+        ("ls none 2>&-", "2", ""),
+        ("ls spool >/dev/full", "1", "spoolagent: No space left on device; check the path"),
+        ("ls spool --json >/dev/full", "1", "spoolagent: No space left on device; check the path"),
+    ],
+)
+def test_odd_places_for_output(shell, code, said, place):
+    command = f"{shlex.quote(sys.executable)} -m spoolagent {shell}"
+    done = subprocess.run(
+        ["sh", "-c", f"{command}; echo $?"],
+        cwd=place,
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{code}\n"
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == bool(said)
+
+
 # -- looking --------------------------------------------------------------------------------------------------------
 
 

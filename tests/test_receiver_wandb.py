@@ -410,6 +410,7 @@ def test_a_new_name_of_the_run(target):
     )
     target.end("killed")
     target.deliver(make_stream(), metrics(1, m=2))
+    target.end()
     first, second = target.logs()
     names = [r.run.display_name for r in read_records(first) if r.HasField("run")]
     assert names == ["better"]

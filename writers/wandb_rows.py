@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from spoolagent.format.values import clean_text, metric_value, to_json
+from spoolagent.writers.tb_values import wall_ns
 from spoolagent.writers.wandb_errors import notice, refuse
 from spoolagent.writers.wandb_media import Html, Part, WBValue, text_part
 from spoolagent.writers.wandb_values import friendly, key_text
@@ -40,7 +41,7 @@ def make_row(data: Mapping[str, Any], step: int) -> Row:
         if key == "_timestamp":
             stamp = friendly(value)
             if isinstance(stamp, (int, float)) and 0 <= stamp < 9e9:
-                row = row._replace(at_ns=int(stamp * 1e9))
+                row = row._replace(at_ns=wall_ns(stamp))
         elif key not in ("", "_step"):  # W&B drops these
             _add(row, clean_text(key), value, step)
     return row

@@ -88,6 +88,9 @@ def _usage_message(error: Exception) -> str:
 
 def main() -> None:
     """The entry point of the `spoolagent` command."""
+    for name in ("stdin", "stdout", "stderr"):  # closed by the caller (`>&-`): Python has None for them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
     sys.exit(run(sys.argv[1:]))
 
 
