@@ -60,8 +60,8 @@ def _be_the_command(args, cwd, env, out, error):
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(error, 2)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives until _exit
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives until _exit
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
         os.environ.clear()
         os.environ.update(env)
         os.chdir(cwd)

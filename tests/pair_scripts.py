@@ -93,7 +93,7 @@ def log(run):
     run.set_tags({"phase": "one"})
     run.set_tags({"phase": "two"})
     for metrics, step, at in calls:
-        run.log(metrics, step, at_ns=None if at is None else int(at * 1e9))
+        run.log(metrics, step, at_ns=None if at is None else int(at * 1000) * 10**6)
     if how == "finished":
         run.log_text("note", "a *note*", 3000000)
         run.log_image("pic", pixels, 3000001)

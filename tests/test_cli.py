@@ -469,10 +469,9 @@ def test_plan_by_time(place):
     assert facts("replay", "spool", "--plan", "--until", "1h", "--run", "wide", cwd=place)["events"] == 2
     text = works("replay", "spool", "--plan", cwd=place)
     assert "133 events of 3 runs" in text
-    assert (
-        works("replay", "spool", "--plan", "--run", "none", cwd=place)
-        == f"{place}/spool: no run is selected\n"
-    )
+    (place / "empty").mkdir()
+    write(place / "empty/spool.json", read(place / "spool/spool.json"))
+    assert works("replay", "empty", "--plan", cwd=place) == f"{place}/empty: no run is selected\n"
 
 
 @pytest.mark.parametrize(
@@ -481,6 +480,9 @@ def test_plan_by_time(place):
         (["--type", "metric"], "--type: no event type 'metric': did you mean 'metrics'?"),
         (["--steps", "1-2"], "--steps: '1-2' is no range of steps"),
         (["--steps", "3:1"], "--steps: '3:1' is empty"),
+        (["--run", "basline"], "spool has no 'basline': did you mean 'baseline'?"),
+        (["--site", "clinic*"], "spool has no 'clinic*': known are hospital-a, hospital-b"),
+        (["--site", "hospital-b", "--run", "wide"], "--site, --run: no run of "),
         (["--since", "yesterday"], "--since: 'yesterday' is no time"),
         (["--until", "2026-13-01"], "--until: '2026-13-01' is no time"),
     ],
@@ -507,6 +509,26 @@ def test_replay_status_and_replay_again(place):
         (e["site"], e["run"], e["seq"]) for e in delivered(place / "x.jsonl") if e["type"] != "run_state"
     ]
     assert len(events) == len(set(events)) == 133
+
+
+def test_states_are_those_that_receivers_are_told(place):
+    write_stream(place / "spool", "silent", site="z", end=None)
+    write_and_die(place / "spool", "dead", site="z")
+    write_and_die(place / "spool", "dead-at-the-end", site="z", end="finished")
+    write_stream(place / "spool", "again", site="z", end="failed", exit_code=4, attempt=1)
+    write_stream(place / "spool", "again", site="z", attempt=2)
+    still = write_stream(place / "spool", "living", site="z", end=None, close=False)
+    forked("replay", "spool", "--to", "jsonl:x.jsonl", cwd=place)
+    told = {
+        (e["site"], e["run"]): e["status"] for e in delivered(place / "x.jsonl") if e["type"] == "run_state"
+    }
+    told.setdefault(("z", "living"), "running")
+    assert {
+        (run["site"], run["run"]): run["state"] for run in facts("ls", "spool", cwd=place)["runs"]
+    } == told
+    assert told["z", "dead-at-the-end"] == "finished"
+    assert {told["z", "silent"], told["z", "dead"]} == {"killed"}
+    still.close()
 
 
 def test_dead_letters_show_and_make_exit_code_1(place):

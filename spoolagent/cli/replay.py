@@ -4,6 +4,7 @@ import re
 import time
 from collections import Counter
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import typer
@@ -85,6 +86,7 @@ def replay(
         types=_types(event_type or []),
         steps=_steps(steps),
     )
+    _check_names(found.agent_settings().spool, selection)
     if plan:
         return _plan(found.agent_settings().spool, selection, as_json=as_json)
     settings = found.serve_settings(
@@ -94,6 +96,24 @@ def replay(
 
     with EventProgress() as progress:
         return deliver(settings, selection, report=progress.report, progress=progress)
+
+
+def _check_names(spool: str, selection: Selection) -> None:
+    """A misspelt --site or --run must not look like a replay that had nothing to do."""
+    open_spool(spool)
+    if not (selection.sites or selection.runs):
+        return
+    known = {(key.site, key.run) for key in iter_streams(spool)}
+    if any(selection.takes_run(site, run) for site, run in known):
+        return
+    for flag, given, names in (
+        ("--site", selection.sites, {site for site, _ in known}),
+        ("--run", selection.runs, {run for _, run in known}),
+    ):
+        for pattern in given:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(f"{flag}: {spool} has no {pattern!r}: {nearest(pattern, names)}")
+    raise UsageError(f"--site, --run: no run of {spool} is selected; 'spoolagent ls' shows what there is")
 
 
 def _types(given: list[str]) -> frozenset[str]:
