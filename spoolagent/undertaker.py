@@ -5,7 +5,8 @@ from collections.abc import Callable
 from spoolagent.errors import FormatError
 from spoolagent.format.ends import DeathWatch, end_dead_stream
 from spoolagent.format.header import read_header
-from spoolagent.format.layout import StreamKey, iter_streams, stream_dir
+from spoolagent.format.layout import StreamKey, stream_dir
+from spoolagent.format.listing import Listing
 from spoolagent.format.spool import Spool
 
 
@@ -21,13 +22,14 @@ class Undertaker:
     ) -> None:
         self._spool = spool
         self._watch = DeathWatch(stale_after_s=stale_after_s)
+        self._listing = Listing(spool.path)
         self._report = report
         self._done: set[StreamKey] = set()
         self._complained: set[StreamKey] = set()
 
     def sweep(self) -> None:
         """Looks once at every stream that is still open and was born here."""
-        for key in iter_streams(self._spool.path):
+        for key in self._listing.streams():
             if key not in self._done:
                 self._look(key)
 

@@ -124,7 +124,7 @@ def test_the_real_command_says_one_line_and_its_exit_code(place):
     assert (done.returncode, done.stdout) == (2, "")
     expected = f"{place}/none is not a spool: it does not exist; give the directory that training wrote to"
     assert done.stderr == f"spoolagent: {expected}\n"
-    assert spoolagent("ls", "spool", cwd=place) == forked("ls", "spool", cwd=place)
+    assert spoolagent("ls", "spool", "--json", cwd=place) == forked("ls", "spool", "--json", cwd=place)
 
 
 def test_receivers_that_are_not_known(place):
@@ -266,9 +266,8 @@ def test_ls(place):
     assert stream["last_seq"] == 123
     assert stream["bytes"] == os.path.getsize(segment_of(place / "spool"))
     assert (stream["ended"], stream["alive"], stream["role"]) == ("closed", False, "main")
-    assert works("ls", cwd=place, env={"SPOOLAGENT_SPOOL": str(place / "spool")}) == works(
-        "ls", "spool", cwd=place
-    )
+    env = {"SPOOLAGENT_SPOOL": str(place / "spool")}
+    assert works("ls", "--json", cwd=place, env=env) == works("ls", "spool", "--json", cwd=place)
     assert "is not legal" in fails(2, "ls", "spool", "--site", "../x", cwd=place)
 
 

@@ -169,8 +169,8 @@ def test_one_replay_delivers_to_all(case):
     assert "Traceback" not in case.done.stderr
     total = sum(len(case.events(how)) for how in case.hows)
     for kind in ("tensorboard", "mlflow", "wandb", "jsonl"):
-        (line,) = [line for line in case.done.stderr.splitlines() if f"spoolagent: {kind}:" in line]
-        assert line.endswith(f": {total} events delivered"), line
+        lines = [line for line in case.done.stderr.splitlines() if line.startswith(f"spoolagent: {kind}:")]
+        assert lines[-1].endswith(f": {total} events delivered"), lines
     status = spoolagent("status", case.spool, "--json", cwd=case.spool)
     for receiver in json.loads(status.stdout)["receivers"]:
         assert (receiver["delivered"], receiver["pending"]) == (total, 0)
@@ -281,7 +281,8 @@ def test_params_and_tags(case):
     else:
         assert run.data.params == {"lr": "0.1", "layers": "[3, 4]"}
         assert own_tags == {"team": "blue", "phase": "two"}
-        assert {name: config[name] for name in ("lr", "layers")} == {"lr": 0.1, "layers": [3, 4]}
+        layers = "[3, 4]" if case.writer == "mlflow" else [3, 4]  # MLflow's API makes texts of all but numbers
+        assert {name: config[name] for name in ("lr", "layers")} == {"lr": 0.1, "layers": layers}
         assert {k: v for k, v in config["tags"].items() if not k.startswith("mlflow.")} == own_tags
 
 

@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterator
 from spoolagent.format.layout import DIR_MODE, FILE_MODE
 
 Fault = Callable[[str, str], None]
-"""Called as `fault(operation, path)` before the operation; it may raise OSError or end the process."""
+"""Called as `fault(operation, path)` before the operation; it may raise OSError or end the process.
+
+What it raises before an append or a write may say in an attribute `written` how many bytes get into the file all
+the same: a short write, or a death in the middle of one.
+"""
 
 _fault: Fault | None = None
 
@@ -27,8 +31,17 @@ def set_fault(fault: Fault | None) -> None:
 
 
 def _append_with_fault(fd: int, data: bytes) -> int:
-    fault_point("append", os.readlink(f"/proc/self/fd/{fd}"))
+    _write_point("append", os.readlink(f"/proc/self/fd/{fd}"), fd, data)
     return os.write(fd, data)
+
+
+def _write_point(operation: str, path: str, fd: int, data: bytes) -> None:
+    try:
+        fault_point(operation, path)
+    except BaseException as error:
+        if written := getattr(error, "written", 0):
+            os.write(fd, data[:written])
+        raise
 
 
 def fault_point(operation: str, path: str) -> None:
@@ -77,7 +90,8 @@ def fsync_path(path: str) -> None:
 
 def write_all(fd: int, data: bytes, path: str) -> None:
     """Writes all of `data` at the descriptor's position. Raises OSError with a part possibly written."""
-    fault_point("write", path)
+    if _fault is not None:
+        _write_point("write", path, fd, data)
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -123,8 +137,15 @@ def temporary(path: str) -> Iterator[tuple[int, str]]:
         yield fd, temp
     finally:
         os.close(fd)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temp)
+        with contextlib.suppress(OSError):  # gone, or a leftover that nobody reads: what was done stands
+            if os.path.lexists(temp):
+                discard(temp)
+
+
+def discard(path: str) -> None:
+    """Removes a file that nobody will miss if a power cut brings it back. Raises OSError."""
+    fault_point("unlink", path)
+    os.unlink(path)
 
 
 def unlink(path: str) -> None:

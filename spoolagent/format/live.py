@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import orjson
 
-from spoolagent.format.durable import fault_point
+from spoolagent.format.durable import discard, fault_point
 from spoolagent.format.layout import FILE_MODE, LIVE_FILE
 
 RENEW_S = 10.0
@@ -58,9 +58,13 @@ class Live:
         fault_point("create", path)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         self._pid = os.getpid()
-        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._stream = ""
-        self.renew()
+        self._stream = stream
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.renew()
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def published(self, stream: str) -> None:
         """Tells where the stream's directory is now, after its rename into view."""
@@ -72,16 +76,19 @@ class Live:
         text = orjson.dumps(
             {"host": host_name(), "boot": boot_id(), "pid": self._pid, "time": time.time_ns()}
         )
+        fault_point("renew", os.path.join(self._stream, LIVE_FILE))
         os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
 
     def release(self) -> None:
         """Removes the file and frees the lock; in a forked child it only closes the descriptor."""
-        if self._pid == os.getpid():
-            _held.discard(self._stream)
+        try:
+            if self._pid == os.getpid():
+                _held.discard(self._stream)
+                with contextlib.suppress(OSError):
+                    discard(os.path.join(self._stream, LIVE_FILE))
+        finally:
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self._stream, LIVE_FILE))
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+                os.close(self._fd)
 
 
 def forget_after_fork() -> None:

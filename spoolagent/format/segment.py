@@ -51,7 +51,7 @@ class Segment:
         except BaseException:
             os.close(self.fd)
             if self.size == 0:
-                os.unlink(self.path)  # no event is in it; the name is needed for the next try
+                durable.discard(self.path)  # no event is in it; the name is needed for the next try
             raise
 
     def append(self, line: bytes) -> None:

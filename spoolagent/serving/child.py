@@ -28,6 +28,7 @@ from spoolagent.watching import Watcher
 _HARD_STOP_S = 25.0
 """After a stop was asked for: how long a receiver's call may still take."""
 _LOCK_WAIT_S = 10.0
+_SAY_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +82,7 @@ class Child:
         self._stopping = threading.Event()
         self._go = threading.Event()
         self._watcher: Watcher | None = None
+        self._said_at = 0.0
 
     def listen(self) -> None:
         """Starts the thread that hears "go" and the end of standard input."""
@@ -155,10 +157,16 @@ class Child:
             selection=job.selection,
             report=lambda line: self._say(say=line),
             should_stop=lambda: self._should_stop(worker),
-            on_pass=lambda: self._say(progress=worker.delivered),
+            on_batch=lambda: self._progress(worker.delivered),
         )
         worker.run(until_drained=job.replay)
         return self._result(worker, store)
+
+    def _progress(self, delivered: int) -> None:
+        now = time.monotonic()
+        if now - self._said_at > _SAY_EVERY_S:
+            self._said_at = now
+            self._say(progress=delivered)
 
     def _should_stop(self, worker: Worker) -> bool:
         if self._stopping.is_set() or not self._job.replay:
@@ -177,6 +185,7 @@ class Child:
             code = 1
         self._say(
             done=code,
+            progress=worker.delivered,
             delivered=worker.delivered,
             dead=dead,
             lost=lost,

@@ -18,10 +18,13 @@ class StreamView(NamedTuple):
 
 
 def derive(site: str, run: str, streams: Iterable[StreamView]) -> RunEnd:
-    """The state of a run. Only the main streams of its latest attempt decide."""
-    mains = [view for view in streams if view.facts.role == "main"]
-    latest = max((view.facts.attempt for view in mains), default=0)
-    deciding = [view for view in mains if view.facts.attempt == latest]
+    """The state of a run. Only the main streams of its latest attempt decide.
+
+    An aux stream may arrive before the main stream of the process that forked it: its attempt has begun all the same.
+    """
+    views = list(streams)
+    latest = max((view.facts.attempt for view in views), default=0)
+    deciding = [view for view in views if view.facts.role == "main" and view.facts.attempt == latest]
     time_ns = max((view.facts.last_ns for view in deciding), default=0)
     if not deciding or any(not view.end for view in deciding):
         return RunEnd(site=site, run=run, status="running", time_ns=time_ns, exit_code=None)

@@ -70,6 +70,8 @@ class StreamFacts:
     """Time of the last event."""
     news_ns: int = 0
     """When something of it was last read, by this machine's clock."""
+    last_seq: int = 0
+    """The last seq that is resolved."""
     gap: int = 0
     """Events that its writer dropped, as its gap events say."""
 
@@ -131,6 +133,7 @@ class Store:
 
     def _prepare(self, identity: str) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        fault_point("commit", self.path)
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
         elif version != _VERSION:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 import orjson
@@ -14,9 +15,9 @@ import orjson
 from spoolagent.contract import Batch, Outcome, Receiver, RunEnd
 from spoolagent.errors import Refused, Transient, Unreachable
 from spoolagent.format import durable
-from spoolagent.format.events import Event
-from spoolagent.format.layout import AGENT_DIR, StreamKey, blob_dir, iter_streams
-from spoolagent.format.reader import START, Bad, Position
+from spoolagent.format.layout import AGENT_DIR, StreamKey, blob_dir
+from spoolagent.format.listing import Listing
+from spoolagent.format.reader import START, Bad, Chunk, Position
 from spoolagent.format.spool import Spool
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.chunks import halves, split_valid
@@ -65,13 +66,13 @@ class Worker:
         report: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         should_stop: Callable[[], bool] = lambda: False,
-        on_pass: Callable[[], None] = lambda: None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self._spool, self._receiver, self._store = spool, receiver, store
         self._agent, self._limits, self._hints = agent, limits, hints
         self._selection = selection or _EVERYTHING
         self._report, self._clock, self._should_stop = report, clock, should_stop
-        self._on_pass = on_pass
+        self._on_batch = on_batch
         self._tasks: dict[StreamKey, Task] = {}
         self._finished: dict[StreamKey, StreamFacts] = {}
         """Streams that are ended and delivered: out of the sweep."""
@@ -82,6 +83,7 @@ class Worker:
         self._resume_at = 0.0
         self._error = ""
         self._draining = False
+        self._listing = Listing(spool.path)
         self._touched: set[tuple[str, str]] = set()
         self._noted_at = -_NOTE_EVERY_S
         self._slow_sweep_at = 0.0
@@ -138,7 +140,6 @@ class Worker:
             else:
                 self._work(self._hinted(hinted))
             self._note()
-            self._on_pass()
             if until_drained and self.is_drained():
                 break
             hinted = self._hints.wait(max(0.0, min(self._next_due(), sweep_at - self._clock())))
@@ -155,7 +156,7 @@ class Worker:
 
     def _discover(self) -> None:
         """Looks for streams that are new, and now and then at those that were taken for finished."""
-        for key in iter_streams(self._spool.path):
+        for key in self._listing.streams():
             if key not in self._tasks and key not in self._finished:
                 self._consider(key)
         if self._clock() >= self._slow_sweep_at:
@@ -185,7 +186,7 @@ class Worker:
         while busy and not (self._should_stop() and not self._draining):
             busy = False
             for task in tasks:
-                if self._clock() < self._resume_at:
+                if self._clock() < self._resume_at or (self._should_stop() and not self._draining):
                     break
                 busy |= self._turn(task)
         self._settle(tasks)
@@ -260,7 +261,7 @@ class Worker:
         kinds = {event.seq: event.type for event in good}
         dead += [(seq, kinds.get(seq, "?"), reason) for seq, reason in outcome.dead.items()]
         self._quarantine(task.key, held.bad)
-        facts = _updated(task.facts, held.events)
+        facts = _updated(task.facts, held)
         task.facts = facts
         self._pending.append(
             Commit(
@@ -277,6 +278,7 @@ class Worker:
         self._say_damage(task, dead)
         task.delivered()
         self.delivered += len(good)
+        self._on_batch()
         self._touched.add((task.key.site, task.key.run))
         return True
 
@@ -389,12 +391,14 @@ class Worker:
         for run in sorted(self._touched | quiet):
             if self._clock() < self._resume_at:
                 return
-            end = self._derive(run)
-            if end is None or self._tell_one(end):
+            state = self._derive(run)
+            if state is None or self._tell_one(*state):
                 self._touched.discard(run)
+        if self._pending:
+            self._commit()
 
-    def _derive(self, run: tuple[str, str]) -> RunEnd | None:
-        """The run's state, or None while events are still to be delivered before it can be told."""
+    def _derive(self, run: tuple[str, str]) -> tuple[RunEnd, int] | None:
+        """The run's state, and how many events of main streams it stands for; None while some are still to be delivered."""
         views = []
         for key in self._runs[run]:
             task = self._tasks.get(key)
@@ -407,7 +411,7 @@ class Worker:
                 return None
             presumed = "presumed" if self._is_presumed_dead(task) else ""
             views.append(StreamView(task.facts, task.state if task.is_ended else presumed))
-        return derive(*run, views)
+        return derive(*run, views), sum(v.facts.last_seq for v in views if v.facts.role == "main")
 
     def _is_presumed_dead(self, task: Task) -> bool:
         news_ns = task.facts.news_ns
@@ -415,23 +419,25 @@ class Worker:
             return False
         return time.time_ns() - news_ns > self._agent.presume_dead_after_s * 1e9
 
-    def _tell_one(self, end: RunEnd) -> bool:
+    def _tell_one(self, end: RunEnd, upto: int) -> bool:
+        """Tells the receiver a run's state, unless it knows; also the same state again when events came after it."""
         told = self._told.get((end.site, end.run))
         if end.status == "running" and (told is None or told["status"] == "running"):
             return True
-        content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code}
-        if told is not None and {k: told[k] for k in content} == content and told["sure"]:
+        content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code, "upto": upto}
+        if told == {**content, "sure": True}:
             return True
         try:
-            self._store.commit([Commit(told=(end.site, end.run, {**content, "sure": False}))])
+            self._store.commit([*self._pending, Commit(told=(end.site, end.run, {**content, "sure": False}))])
         except (sqlite3.Error, OSError) as error:
             self._away(f"{self._store.path}: {error}")
             return False
+        self._pending.clear()
         self._told[end.site, end.run] = {**content, "sure": False}
         return self._set_status(end)
 
     def _set_status(self, end: RunEnd) -> bool:
-        content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code, "sure": True}
+        content = {**self._told[end.site, end.run], "sure": True}
         mark = self._store.mark()
         try:
             self._receiver.set_status(end)
@@ -443,9 +449,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - as in _bisect: one run's state must not stop the rest
             self._store.rollback(mark)
             self._report(f"{self._limits.name}: the state of {end.site}/{end.run} was refused: {error}")
-        self._pending.append(Commit(told=(end.site, end.run, content)))
-        if not self._commit():
-            return False
+        self._pending.append(Commit(told=(end.site, end.run, content)))  # goes with the next commit
         self._told[end.site, end.run] = content
         return True
 
@@ -522,15 +526,16 @@ class Worker:
         try:
             with durable.temporary(path) as (fd, temp):
                 durable.write_all(fd, orjson.dumps(note) + b"\n", temp)
+                durable.fault_point("rename", path)
                 os.rename(temp, path)  # a hint for people; losing it in a power cut costs nothing
         except OSError:
             return
 
 
-def _updated(facts: StreamFacts, events: list[Event]) -> StreamFacts:
-    """The facts of a stream after these events."""
-    new = StreamFacts(**orjson.loads(orjson.dumps(facts)))
-    new.news_ns = time.time_ns()
+def _updated(facts: StreamFacts, held: Chunk) -> StreamFacts:
+    """The facts of a stream after this chunk."""
+    events = held.events
+    new = replace(facts, news_ns=time.time_ns(), last_seq=held.position.next_seq - 1)
     for event in events:
         if event.type == "run_end" and isinstance(event.data.get("status"), str):
             new.status = event.data["status"]

@@ -1,0 +1,1 @@
+"""What logging, reading and delivering cost, beside the peers and the bare limit: `python -m benchmarks`."""
