@@ -123,7 +123,9 @@ def in_jsonl(path):
     """(events by (site, run, writer), last state by (site, run)) of a JSON-lines file and its successors."""
     events, states = defaultdict(list), {}
     stem, extension = os.path.splitext(path)
-    assert not glob.glob(f"{stem}-*{extension}"), "a later-named file was begun: the tail of the first did not match"
+    assert not glob.glob(f"{stem}-*{extension}"), (
+        "a later-named file was begun: the tail of the first did not match"
+    )
     with open(path, encoding="utf-8") as file:
         for line in file:
             data = json.loads(line)

@@ -24,7 +24,15 @@ RECEIVERS = (*FILES, "mlflow")
 KINDS = ("writer", "shipper", "worker", "supervisor")
 WRITER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kill_writer.py")
 # Any of these in an agent's log is a finding: nobody but us ends a process, and nothing is damaged.
-BAD_WORDS = ("Traceback", "dead letter", "are lost", "ended with code", "fork", "did not end in time", "refused")
+BAD_WORDS = (
+    "Traceback",
+    "dead letter",
+    "are lost",
+    "ended with code",
+    "fork",
+    "did not end in time",
+    "refused",
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -110,7 +118,10 @@ class Crew:
         create_spool(self.server)
         self.shipper = self._agent("ship", ["ship", "--spool", self.client, "--to", self.server], (0.3, 2.5))
         self.shipper.args += ["--sweep-interval", "300ms"]
-        serves = [self._serve("files", self._files(), (0.5, 4.0)), self._serve("mlflow", self._mlflow(), (1.0, 7.0))]
+        serves = [
+            self._serve("files", self._files(), (0.5, 4.0)),
+            self._serve("mlflow", self._mlflow(), (1.0, 7.0)),
+        ]
         self.supervisors = serves
         self.agents = [self.shipper, *serves]
 
@@ -245,7 +256,8 @@ class Crew:
     def all_ended(self):
         """True when each stream of the client's spool has its closing seal or its `.end`."""
         return all(
-            glob.glob(os.path.join(folder, "*.end")) or is_closed(max(glob.glob(os.path.join(folder, "*.jsonl"))))
+            glob.glob(os.path.join(folder, "*.end"))
+            or is_closed(max(glob.glob(os.path.join(folder, "*.jsonl"))))
             for folder in glob.glob(os.path.join(self.client, "sites", "*", "runs", "*", "*"))
         )
 
@@ -258,7 +270,9 @@ class Crew:
         for launch in self.launches:
             if not launch.killed and launch.process.poll() != 0:
                 with open(launch.log_path, encoding="utf-8") as file:
-                    found.append(f"{launch.site}/{launch.run} ended with {launch.process.poll()}: {file.read()}")
+                    found.append(
+                        f"{launch.site}/{launch.run} ended with {launch.process.poll()}: {file.read()}"
+                    )
         return found
 
     def stop(self):

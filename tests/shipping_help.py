@@ -15,7 +15,7 @@ from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.settings import AgentSettings, ShipSettings
 from spoolagent.shipping.shipper import ship
 
-DEADLINE_S = 60.0
+DEADLINE_S = float(os.environ.get("SPOOLAGENT_TEST_DEADLINE", "60"))
 
 
 def settings(source, target, *, once=False, sweep_s=0.05, patience_s=0.2):

@@ -172,13 +172,18 @@ def check_mlflow(crew, issued):
     assert {run: len(found) for run, found in held.items()} == dict.fromkeys(issued.runs, 1)
     states = {run: found[0][0] for run, found in held.items()}
     assert states == {run: issued.status(run).upper() for run in issued.runs}
-    return compared({run: issued.mlflow(run) for run in issued.runs}, {run: held[run][0][1] for run in issued.runs})
+    return compared(
+        {run: issued.mlflow(run) for run in issued.runs}, {run: held[run][0][1] for run in issued.runs}
+    )
 
 
 def compared(want, have):
     """Fails with what is lost and what is doubled, run by run; else how many were issued and delivered."""
     wrong = {
-        run: {"lost": (want[run] - have[run]).most_common(3), "doubled": (have[run] - want[run]).most_common(3)}
+        run: {
+            "lost": (want[run] - have[run]).most_common(3),
+            "doubled": (have[run] - want[run]).most_common(3),
+        }
         for run in want
         if want[run] != have[run]
     }

@@ -144,11 +144,14 @@ def run_facts(spool: str, site: str | None = None, run: str | None = None) -> It
 def run_state(streams: Iterable[StreamFacts]) -> RunState | None:
     """The state of a run from all its streams, as docs/format.md says; None when no main stream is known.
 
-    Running while any main stream of the latest attempt has not ended; else the worst of them.
+    Running while any main stream of the latest attempt has not ended, or only an aux stream of it is there yet;
+    else the worst of them.
     """
-    deciding = _deciding(streams)
+    known = list(streams)
+    deciding = _deciding(known)
     if not deciding:
-        return None
+        has_main = any(s.header is not None and s.header.role == "main" for s in known)
+        return "running" if has_main else None
     if any(stream.ended is None for stream in deciding):
         return "running"
     states: list[RunState] = [stream.end_status or "killed" for stream in deciding]
@@ -161,9 +164,9 @@ def _run(streams: list[StreamFacts]) -> RunFacts:
 
 
 def _deciding(streams: Iterable[StreamFacts]) -> list[StreamFacts]:
-    mains = [(s.header.attempt, s) for s in streams if s.header is not None and s.header.role == "main"]
-    latest = max((attempt for attempt, _ in mains), default=0)
-    return [stream for attempt, stream in mains if attempt == latest]
+    found = [(s.header.attempt, s.header.role, s) for s in streams if s.header is not None]
+    latest = max((attempt for attempt, _, _ in found), default=0)
+    return [stream for attempt, role, stream in found if role == "main" and attempt == latest]
 
 
 def _header(folder: str) -> tuple[Header | None, str]:

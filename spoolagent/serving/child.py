@@ -174,7 +174,7 @@ class Child:
         idle_s = time.monotonic() - worker.progress_at
         if worker.is_failing:
             return idle_s > self._job.give_up_after_s
-        return bool(worker.blocked()) and idle_s > self._job.agent.patience_s + 5
+        return idle_s > self._job.agent.patience_s + 5 and bool(worker.blocked())
 
     def _result(self, worker: Worker, store: Store) -> int:
         dead, lost = store.count("dead"), store.count("lost")

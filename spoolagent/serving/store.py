@@ -100,6 +100,8 @@ class Named(NamedTuple):
     position: Position
     """Where the stream stands after it."""
     last_seq: int
+    chosen: tuple[int, ...] | None = None
+    """The seqs that went out, when a selection left some out; None for all."""
 
 
 def target_dir(spool: str, identity: str) -> str:
@@ -212,7 +214,9 @@ class Store:
             "SELECT site, run, writer, content FROM named ORDER BY number"
         ):
             data = orjson.loads(content)
-            found.append(Named(StreamKey(site, run, writer), Position(*data["position"]), data["last_seq"]))
+            chosen = data.get("chosen")
+            key, position = StreamKey(site, run, writer), Position(*data["position"])
+            found.append(Named(key, position, data["last_seq"], None if chosen is None else tuple(chosen)))
         return found
 
     def told(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -231,7 +235,9 @@ class Store:
                 else:
                     self._db.execute("INSERT OR REPLACE INTO kv VALUES (?, ?)", (key, raw))
             if name is not None:
-                content = orjson.dumps({"position": tuple(name.position), "last_seq": name.last_seq})
+                content = orjson.dumps(
+                    {"position": tuple(name.position), "last_seq": name.last_seq, "chosen": name.chosen}
+                )
                 self._db.execute(
                     "INSERT OR REPLACE INTO named (site, run, writer, content) VALUES (?, ?, ?, ?)",
                     (*name.key, content),

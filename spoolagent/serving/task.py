@@ -43,6 +43,8 @@ class Task:
         self.held_since = 0.0
         self.named = False
         self.again = False
+        self.chosen: tuple[int, ...] | None = None
+        """The seqs of the held chunk that a selection takes; None for all of them."""
         self.retry_at = 0.0
         self.state = "new"
         """The reader's last word, see `spoolagent.format.reader.State`; "gone" when the stream was removed."""
@@ -135,6 +137,7 @@ class Task:
             return
         self.held_since = self._clock()
         self.named = self.again = True
+        self.chosen = named.chosen
 
     # -- deciding --------------------------------------------------------------------------------------------
 
@@ -217,4 +220,4 @@ class Task:
         """The held chunk is resolved."""
         assert self.held is not None
         self.position = self.held.position
-        self.held, self.named, self.again = None, False, False
+        self.held, self.named, self.again, self.chosen = None, False, False, None

@@ -15,6 +15,7 @@ import orjson
 from spoolagent.contract import Batch, Outcome, Receiver, RunEnd
 from spoolagent.errors import Refused, Transient, Unreachable
 from spoolagent.format import durable
+from spoolagent.format.events import Event
 from spoolagent.format.layout import AGENT_DIR, StreamKey, blob_dir
 from spoolagent.format.listing import Listing
 from spoolagent.format.reader import START, Bad, Chunk, Position
@@ -83,6 +84,8 @@ class Worker:
         self._resume_at = 0.0
         self._error = ""
         self._draining = False
+        self._visitors: set[StreamKey] = set()
+        """Streams that are not selected, of which only the batch named before a crash is delivered."""
         self._listing = Listing(spool.path)
         self._touched: set[tuple[str, str]] = set()
         self._noted_at = -_NOTE_EVERY_S
@@ -108,10 +111,18 @@ class Worker:
             else:
                 self._add(self._task(key, position, facts))
         for named in self._store.named():
-            if named.key not in self._tasks:
-                self._consider(named.key)  # its very first batch
-            if named.key in self._tasks:
-                self._tasks[named.key].redo(named)
+            self._redo(named)
+
+    def _redo(self, named: Named) -> None:
+        """Takes up a batch that was named, whatever the selection: a file may hold a part of its bytes."""
+        key = named.key
+        if key not in self._tasks:  # its very first batch; or not selected now; or a dead stream that went on
+            position, facts = self._store.streams().get(key, (START, StreamFacts()))
+            self._finished.pop(key, None)
+            self._add(self._task(key, position, facts))
+        self._tasks[key].redo(named)
+        if not self._selection.takes_run(key.site, key.run):
+            self._visitors.add(key)
 
     def _task(self, key: StreamKey, position: Position, facts: StreamFacts) -> Task:
         return Task(
@@ -189,6 +200,8 @@ class Worker:
                 if self._clock() < self._resume_at or (self._should_stop() and not self._draining):
                     break
                 busy |= self._turn(task)
+            if self._draining:
+                break  # only what was held: a backlog would take longer than the supervisor waits
         self._settle(tasks)
 
     def _turn(self, task: Task) -> bool:
@@ -199,7 +212,11 @@ class Worker:
             task.state, task.note = "blocked", f"cannot be read: {error}"
             return False
         due_s = task.due_in(draining=self._draining)
-        if due_s is None or due_s > 0 or self._is_held(task) or self._comes_later(task):
+        if due_s is None or due_s > 0 or self._is_held(task):
+            return False
+        if task.named:  # it went out before, in whole or in part: nothing may come between
+            return self._deliver(task)
+        if task.key in self._visitors or self._comes_later(task):
             return False
         missing = task.missing_blob()
         if missing is not None:
@@ -245,11 +262,10 @@ class Worker:
         held = task.held
         assert held is not None
         good, dead = split_valid(held.events)
-        if self._selection != _EVERYTHING:
-            good = [e for e in good if self._selection.takes_event(e)]
+        good = self._chosen(task, good)
         outcome = Outcome()
         if good:
-            name = Named(task.key, held.position, held.position.next_seq - 1)
+            name = Named(task.key, held.position, held.position.next_seq - 1, task.chosen)
             if not self._commit(name):
                 return False
             task.named = True
@@ -279,8 +295,18 @@ class Worker:
         task.delivered()
         self.delivered += len(good)
         self._on_batch()
-        self._touched.add((task.key.site, task.key.run))
+        if task.key not in self._visitors:
+            self._touched.add((task.key.site, task.key.run))
         return True
+
+    def _chosen(self, task: Task, events: list[Event]) -> list[Event]:
+        """What the selection takes; of a batch that was named, what it took then."""
+        if not task.named and self._selection != _EVERYTHING:
+            task.chosen = tuple(e.seq for e in events if self._selection.takes_event(e))
+        if task.chosen is None:
+            return events
+        taken = frozenset(task.chosen)
+        return [event for event in events if event.seq in taken]
 
     def _try(self, task: Task, batch: Batch, outcome: Outcome) -> bool:
         """True when the whole batch is resolved. False: it stays named, and is tried again later."""
@@ -371,6 +397,10 @@ class Worker:
 
     def _settle(self, tasks: list[Task]) -> None:
         """After a round: commits, takes ended streams out of the sweep, tells the receiver how runs stand."""
+        for key in [key for key in self._visitors if self._tasks[key].held is None]:
+            self._visitors.discard(key)
+            del self._tasks[key]
+        tasks = [t for t in tasks if self._tasks.get(t.key) is t and t.key not in self._visitors]
         for task in tasks:
             if task.is_ended and task.facts.end != task.state:
                 task.facts.end = task.state

@@ -115,26 +115,32 @@ class Walk:
         """Ships whole lines from `offset` on. The offset behind them, and whether more of them must wait."""
         if offset < limit:
             self._make_durable(segment)
-        while offset < limit:
+        begin = (
+            offset if unread else compare.last_line_end(segment.read, offset)
+        )  # the target may have half a line
+        while begin < limit:
             if self._left <= 0 or self._should_stop():
                 self._is_cut_short = True
                 return offset, True
-            data = segment.read(offset, min(MAX_LINE + 1, limit - offset))
+            data = segment.read(begin, min(MAX_LINE + 1, limit - begin))
             found = compare.usable(data, unread=unread)
             length = found.length
             if not length and found.bad:
-                why = f"{found.bad} at byte {offset} of segment {segment.first_seq}"
-                if not self._is_over(("bad", segment.first_seq, offset), why, 0.0):
+                why = f"{found.bad} at byte {begin} of segment {segment.first_seq}"
+                if not self._is_over(("bad", segment.first_seq, begin), why, 0.0):
                     return offset, True
                 length = data.find(b"\n") + 1 or len(data)
             if not length:
                 break
-            self._append(segment.first_seq, offset, data[:length])
-            offset += length
+            self._blobs.carry_named(self._key.site, data[:length])
+            self._append(segment.first_seq, offset, data[offset - begin : length])
+            begin += length
+            offset = max(offset, begin)
         return offset, False
 
     def _append(self, first: int, offset: int, data: bytes) -> None:
-        self._blobs.carry_named(self._key.site, data)
+        if not data:
+            return
         self._copy.append(first, offset, data)
         self._bytes += len(data)
         self._left -= len(data)

@@ -1,0 +1,108 @@
+"""Receivers of the model: a tracker with keys that remembers everything, and moods for it and for real receivers."""
+
+from spoolagent.contract import Outcome
+from spoolagent.errors import Refused, Transient, Unreachable
+
+from model_process import Crash, Violation
+
+MOODS = ("ok", "down", "busy", "late", "late-busy", "crash", "crash-after")
+
+
+class Tracker:
+    """The durable side of a keyed tracker: survives every worker."""
+
+    def __init__(self, refuses):
+        self.refuses = refuses
+        self.events = {}
+        """key -> {seq: data}"""
+        self.statuses = {}
+
+
+class ModelReceiver:
+    """Applies events under (stream, seq); the same again changes nothing, another content is a violation."""
+
+    def __init__(self, name, tracker):
+        self.identity = f"model:{name}"
+        self._tracker = tracker
+
+    def open(self, state):
+        self._state = state
+
+    def deliver(self, batch):
+        if self._tracker.refuses and any(e.data.get("metrics", {}).get("refuse") for e in batch.events):
+            raise Refused("this one not")
+        held = self._tracker.events.setdefault(batch.stream.key, {})
+        for event in batch.events:
+            known = held.get(event.seq)
+            if known is None and held and event.seq < max(held):
+                raise Violation(f"order: {batch.stream.key} seq {event.seq} came after {max(held)}")
+            if known is not None and known != event.data:
+                raise Violation(f"{batch.stream.key} seq {event.seq} came twice: {known} and {event.data}")
+            held[event.seq] = event.data
+        self._state.put("count", (self._state.get("count") or 0) + len(batch.events))
+        return Outcome()
+
+    def set_status(self, end):
+        self._tracker.statuses[end.site, end.run] = end
+
+    def close(self):
+        self._state = None
+
+
+class Moody:
+    """Wraps a receiver: each call's outcome is the next of `moods`, "ok" when there is none left."""
+
+    def __init__(self, inner, moods, process, attempts, stats):
+        self._inner, self.moods, self._process = inner, moods, process
+        self.identity = inner.identity
+        self._attempts, self._stats = attempts, stats
+
+    def open(self, state):
+        self._before(self._next(opening=True))
+        self._inner.open(state)
+
+    def deliver(self, batch):
+        mood = self._next()
+        self._before(mood)
+        seen = self._attempts.setdefault(batch.stream.key, set())
+        again = [e.seq for e in batch.events if e.seq in seen]
+        self._stats["repeats"] += len(again)
+        seen.update(e.seq for e in batch.events)
+        outcome = self._inner.deliver(batch)
+        self._after(mood)
+        return outcome
+
+    def set_status(self, end):
+        mood = self._next()
+        self._before(mood)
+        self._inner.set_status(end)
+        self._after(mood)
+
+    def close(self):
+        self._inner.close()
+
+    def _next(self, opening=False):
+        mood = self.moods[0] if self.moods else "ok"
+        if self.moods and mood != "always down" and not (opening and mood not in ("down", "crash")):
+            self.moods.pop(0)
+        return mood
+
+    def _before(self, mood):
+        if mood in ("down", "always down"):
+            raise Unreachable("the tracker is away")
+        if mood == "busy":
+            raise Transient("not now", retry_after_s=2.0)
+        if mood == "crash":
+            self._die()
+
+    def _after(self, mood):
+        if mood == "late":
+            raise Unreachable("no answer in time")
+        if mood == "late-busy":
+            raise Transient("no answer in time")
+        if mood == "crash-after":
+            self._die()
+
+    def _die(self):
+        self._process.dead = True
+        raise Crash
