@@ -33,6 +33,8 @@ BAD_WORDS = (
     "did not end in time",
     "refused",
 )
+# A killed supervisor's worker may be in the middle of a long call when the next one wants its place.
+HARMLESS = "another process is replaying this spool"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -266,7 +268,10 @@ class Crew:
         found = [text for agent in self.agents for text in agent.surprises]
         for agent in self.agents:
             with open(agent.log_path, encoding="utf-8") as file:
-                found += [f"{agent.name}: {line}" for line in file if any(word in line for word in BAD_WORDS)]
+                lines = file.readlines()
+            for at, line in enumerate(lines):
+                if any(word in line for word in BAD_WORDS) and HARMLESS not in line:
+                    found.append(f"{agent.name}: {''.join(lines[at : at + 40])}")
         for launch in self.launches:
             if not launch.killed and launch.process.poll() != 0:
                 with open(launch.log_path, encoding="utf-8") as file:

@@ -15,6 +15,7 @@ class Record:
     client: int
     role: str
     attempt: int
+    writer: object = None
     tried: dict = field(default_factory=dict)
     """n -> fields of each event that was handed to the writer, whatever became of it."""
     acked: dict = field(default_factory=dict)

@@ -12,6 +12,7 @@ from greenlet import getcurrent, greenlet
 
 from spoolagent.format.durable import set_fault
 
+HINTS = ("sweep", "sweep", "lost", "all")
 WRITES = frozenset(("append", "write", "create", "mkdir", "commit", "link", "renew"))
 
 

@@ -115,6 +115,7 @@ class World:
     def __init__(self, base, config):
         self.config = config
         self.base = os.path.realpath(base)
+        self.clock = CLOCK
         CLOCK.reset()
         random.seed(config["seed"])
         _WORLD.current = self
@@ -195,6 +196,7 @@ class World:
         key = StreamKey(writer.site, writer.run, writer.writer)
         if key not in self.records:
             self.records[key] = Record(key, client, writer.role, writer.attempt)
+        self.records[key].writer = writer
         return self.records[key]
 
     def append(self, place, count, kind):
@@ -220,6 +222,7 @@ class World:
         if key not in self.records:
             self.records[key] = Record(key, client, writer.role, writer.attempt)
         self.records[key].tried[n] = (kind, fields)
+        self.records[key].writer = writer
 
     def _fields(self, n, kind, writer):
         fields = {"metrics": {"n": n}, "step": n % 7}
@@ -280,9 +283,9 @@ class World:
             with contextlib.suppress(OSError):
                 os.close(writer._live._fd)
             writer._live = None
-        key = StreamKey(writer.site, writer.run, writer.writer)
-        if key in self.records and not self.records[key].ended:
-            self.records[key].ended = "killed"
+        for record in self.records.values():
+            if record.writer is writer and not record.ended:
+                record.ended = "killed"
 
     # -- agents ------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from spoolagent.errors import Unreachable, UsageError
-from spoolagent.format import durable, ends, layout
+from spoolagent.format import blobs, durable, ends, layout
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool, open_spool
@@ -128,6 +128,35 @@ def test_a_stream_is_fsynced_before_it_leaves_and_after_it_arrived(source, targe
     assert wrote[-1] < after[-1]
     assert blob
     assert blob[0] < wrote[0]
+
+
+def test_a_blob_leaves_before_the_event_that_names_it(source, target, fault):
+    writer = h.new_writer(source)
+    writer.append("metrics", {"metrics": {"a": 1.0}})
+    agent = h.settings(source, target).agent
+    session = shipper.Shipper(
+        open_spool(source), DirectoryTarget(target), agent, h.Telling(), threading.Event()
+    )
+    session._open()
+    session._sweep(None)
+    ref = blobs.put_bytes(writer.spool, writer.site, b"pixels")
+    writer.append("image", {"key": "im", "step": 1, "blob": ref, "encoding": "png"})
+    seen = []
+    fault(lambda operation, path: seen.append((operation, path)))
+    session._sweep(None)
+    blob = [
+        n
+        for n, (op, path) in enumerate(seen)
+        if op == "fsync" and path.endswith(f"/blobs/{ref['sha256'][:2]}")
+    ]
+    event = [
+        n for n, (op, path) in enumerate(seen) if op == "write" and path.endswith(layout.segment_name(1))
+    ]
+    assert len(event) == 1
+    assert blob
+    assert max(blob) < event[0]
+    assert h.shipped_files(target) == h.shipped_files(source)
+    writer.close()
 
 
 # -- following ---------------------------------------------------------------------------------------------
@@ -290,7 +319,9 @@ def test_a_copy_that_stops_at_any_byte_is_completed(source, target):
             told = h.Telling()
             report = h.ship_once(source, target, tell=told, patience_s=3600.0)
             assert report.forks == report.longer == report.errors == ()
-            assert {note.kind for note in told} == {"shipped"}  # half a line at the target is nothing to wait for
+            assert {note.kind for note in told} == {
+                "shipped"
+            }  # half a line at the target is nothing to wait for
             assert h.shipped_files(target) == whole
 
 

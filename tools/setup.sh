@@ -29,3 +29,5 @@ command -v systemd-analyze >/dev/null || apt_install systemd || true
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --editable '.[dev]'
+# Bytecode now: importing a writer must not wait for the compiler, also where PYTHONDONTWRITEBYTECODE is set.
+"$venv/bin/python" -m compileall -q spoolagent writers receivers || true

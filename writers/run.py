@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from spoolagent.format import attempts, blobs
 from spoolagent.format.lines import MAX_LINE
 from spoolagent.format.live import host_name
 from spoolagent.format.names import check_name, new_run_id
@@ -34,6 +33,8 @@ class _Shared:
     """One stream of this process, shared by all handles on the same run (two loggers in one script)."""
 
     def __init__(self, place: process.Place, run: str, start: dict[str, Any], attempt: int | None) -> None:
+        from spoolagent.format import attempts
+
         launch = attempts.launch_id(os.environ)
         if attempt is None:
             attempt = _attempt_of(place, run, launch)
@@ -83,6 +84,8 @@ def _attempt_of(place: process.Place, run: str, launch: str | None) -> int:
     known = _attempts.get((place.spool, place.site, run))
     if known is not None:
         return known + 1  # this process ended the run, and now begins it again
+    from spoolagent.format import attempts
+
     try:
         return attempts.next_attempt(place.spool, place.site, run, launch)
     except OSError:
@@ -257,6 +260,8 @@ class Run:
 
     def log_files(self, kind: str, files: Sequence[tuple[str, str]], fields: dict[str, Any]) -> None:
         """An `artifact` or `model` event of files given as (path inside the artifact, source on this machine)."""
+        from spoolagent.format import blobs
+
         listed = []
         for inside, source in files:
             try:
@@ -274,6 +279,8 @@ class Run:
 
     def with_blob(self, kind: str, fields: dict[str, Any], data: bytes) -> None:
         """Stores `data` as a blob, then appends the event that names it. A disk that refuses makes it a drop."""
+        from spoolagent.format import blobs
+
         try:
             ref = blobs.put_bytes(self.spool, self.site, data)
         except OSError as error:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from spoolagent.format.values import number
 
-FORMAT = 1
-
 TYPES = frozenset(
     [
         "run_start",

@@ -4,8 +4,7 @@ import os
 from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError, NewerFormat
-from spoolagent.format.events import FORMAT
-from spoolagent.format.layout import list_segments, segment_name
+from spoolagent.format.layout import FORMAT, list_segments, segment_name
 from spoolagent.format.lines import MAX_LINE, decode_line
 
 

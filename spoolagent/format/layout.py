@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from spoolagent.format.names import is_legal
 
+FORMAT = 1
+"""The format that this version writes, and the latest that it reads."""
 SPOOL_FILE = "spool.json"
 AGENT_DIR = ".agent"
 LIVE_FILE = "LIVE"

@@ -1,17 +1,18 @@
 """One segment file, as its writer sees it: header, appended lines, seal, and the hash of all its bytes."""
 
 import errno
-import hashlib
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolagent.format import durable
-from spoolagent.format.events import FORMAT
-from spoolagent.format.layout import FILE_MODE, segment_name
+from spoolagent.format.layout import FILE_MODE, FORMAT, segment_name
 from spoolagent.format.lines import encode_line
 
 _HASH_EVERY = 1 << 16
 """Bytes that may wait for the running hash: few enough to be hashed in some 50 us."""
+
+if TYPE_CHECKING:
+    import hashlib
 
 
 class Origin(NamedTuple):
@@ -23,6 +24,12 @@ class Origin(NamedTuple):
     role: str
     attempt: int
     launch: str | None
+
+
+def _sha256() -> "hashlib._Hash":
+    import hashlib  # at the first segment: loading OpenSSL costs 5 ms, which an import of a writer need not
+
+    return hashlib.sha256()
 
 
 class Segment:
@@ -40,7 +47,7 @@ class Segment:
         self.created_ns = created_ns
         self.size = 0
         self.broken = False
-        self._sha = hashlib.sha256()
+        self._sha = _sha256()
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
         durable.fault_point("create", self.path)
@@ -101,7 +108,10 @@ class Segment:
         """The hash of all bytes in the file."""
         if self.broken:  # what is in it is only known by reading
             with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                digest = _sha256()
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+                return digest.hexdigest()
         self._hash()
         return self._sha.hexdigest()
 

@@ -8,8 +8,7 @@ import orjson
 
 from spoolagent.errors import FormatError, NewerFormat, UsageError
 from spoolagent.format.durable import make_dirs, write_file
-from spoolagent.format.events import FORMAT
-from spoolagent.format.layout import SPOOL_FILE
+from spoolagent.format.layout import FORMAT, SPOOL_FILE
 
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from spoolagent.errors import FormatError
 from spoolagent.format import durable, ends, layout
-from spoolagent.format.events import FORMAT
+from spoolagent.format.layout import FORMAT
 from spoolagent.format.header import read_segment_header
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import MAX_LINE, decode_line
