@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +27,17 @@ SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "event-file": ("event_file", "event_file", ("tensorboard", "google_crc32c")),
     "mlflow-batch": ("mlflow_batch", "mlflow_batch", ("mlflow",)),
 }
-_SHOWN = ("orjson", "msgspec", "torch", "tensorboard", "mlflow", "wandb", "trackio", "google-crc32c", "protobuf")
+_SHOWN = (
+    "orjson",
+    "msgspec",
+    "torch",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+    "trackio",
+    "google-crc32c",
+    "protobuf",
+)
 
 
 def main() -> None:
@@ -36,7 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=SECTIONS, help="run this section; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the rows to FILE, too")
-    parser.add_argument("--dir", metavar="DIR", help="measure on this file system; default: the system's temporary one")
+    parser.add_argument(
+        "--dir", metavar="DIR", help="measure on this file system; default: the system's temporary one"
+    )
     given = parser.parse_args()
     json_file = os.path.abspath(given.json) if given.json else None
     console = Console(stderr=True)
@@ -46,7 +57,16 @@ def main() -> None:
     show(rows, notes, taken_s)
     if json_file is not None:
         with open(json_file, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine(), "seconds": taken_s, "rows": [r.as_json() for r in rows], "notes": notes}, file, indent=1)
+            json.dump(
+                {
+                    "machine": machine(),
+                    "seconds": taken_s,
+                    "rows": [r.as_json() for r in rows],
+                    "notes": notes,
+                },
+                file,
+                indent=1,
+            )
             file.write("\n")
 
 
@@ -62,7 +82,7 @@ def run(names: list[str], parent: str | None, console: Console) -> tuple[list[Ro
             continue
         begin = time.monotonic()
         with workplace(parent) as place:
-            section: Callable[[str], list[Row]] = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+            section = getattr(importlib.import_module(f"benchmarks.{module}"), function)
             rows += section(place)
         console.print(f"{name}: {time.monotonic() - begin:.0f} s", highlight=False)
     return rows, notes
@@ -70,30 +90,46 @@ def run(names: list[str], parent: str | None, console: Console) -> tuple[list[Ro
 
 def show(rows: list[Row], notes: list[str], taken_s: float) -> None:
     """Prints the table."""
-    table = Table(title="Speed: ratios of the best rounds (in brackets: the same of processor time)")
+    table = Table(title="Speed: best of the interleaved rounds; the verdict goes by the ratio of the best")
     for heading in ("what", "compared with"):
         table.add_column(heading, overflow="fold")
-    for heading in ("ours", "theirs", "ratio", "required"):
+    for heading in ("ours", "theirs", "ratio", "median / cpu", "required"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in rows:
         verdict = {None: "", True: "[green]meets[/]", False: "[bold red]misses[/]"}[row.meets]
         compared = row.reference if row.reference != row.what else ""
         ours, theirs = figure(row.ours_s, row.unit), figure(row.reference_s, row.unit)
-        table.add_row(row.what, compared, ours, theirs, _ratio(row), row.required, verdict)
-    console = Console(width=None if Console().is_terminal else 160)
+        table.add_row(
+            row.what,
+            compared,
+            ours,
+            theirs,
+            _plain(row.ratio) if row.ratio else "",
+            _others(row),
+            row.required,
+            verdict,
+        )
+    console = Console(width=None if Console().is_terminal else 170)
     console.print(table)
     for note in notes:
         console.print(note, highlight=False)
     facts = machine()
-    console.print(f"{facts['when']}, {facts['cpu']}, {facts['cpus']} cores, load {facts['load']}, Python {facts['python']}, {taken_s:.0f} s", highlight=False)
-    console.print(", ".join(f"{name} {version}" for name, version in facts["versions"].items()), highlight=False)
+    console.print(
+        f"{facts['when']}, {facts['cpu']}, {facts['cpus']} cores, load {facts['load']}, Python {facts['python']}, {taken_s:.0f} s",
+        highlight=False,
+    )
+    console.print(
+        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()), highlight=False
+    )
 
 
-def _ratio(row: Row) -> str:
-    if row.ratio is None:
-        return ""
-    return _plain(row.ratio) + ("" if row.ratio_cpu is None else f" ({_plain(row.ratio_cpu)})")
+def _others(row: Row) -> str:
+    return (
+        " / ".join("-" if r is None else _plain(r) for r in (row.ratio_median, row.ratio_cpu))
+        if row.ratio
+        else ""
+    )
 
 
 def _plain(ratio: float) -> str:

@@ -9,7 +9,7 @@ from benchmarks.rows import Row, at_least
 from benchmarks.spools import deliver, write_spool
 
 EVENTS = 40_000
-ROUNDS = 5
+ROUNDS = 3
 
 
 def event_file(place: str) -> list[Row]:

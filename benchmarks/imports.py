@@ -10,8 +10,8 @@ from benchmarks.rounds import Subject, interleave
 from benchmarks.rows import Row, under
 
 LIMIT_S = 0.060
-ROUNDS = 12
-PEER_ROUNDS = 2
+ROUNDS = 10
+PEER_ROUNDS = 1
 PEERS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 WRITERS = ("run", "tensorboard", "nvflare", "mlflow", "wandb")
 

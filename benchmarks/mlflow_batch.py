@@ -16,9 +16,9 @@ from benchmarks.rows import Row, at_least
 from benchmarks.spools import deliver, write_spool
 
 BATCH = 1000
-DIRECT, OVER_HTTP = 5, 2
+DIRECT, OVER_HTTP = 10, 3
 """Batches of a run, each way."""
-ROUNDS = 5
+ROUNDS = 3
 _START_S = 120.0
 
 

@@ -22,7 +22,9 @@ _SETTINGS = {
 def workplace(parent: str | None) -> Iterator[str]:
     """A new directory below `parent` (default: the system's), current while it lasts, removed afterwards."""
     before, environment = os.getcwd(), dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="spoolagent-bench-", dir=parent, ignore_cleanup_errors=True) as place:
+    with tempfile.TemporaryDirectory(
+        prefix="spoolagent-bench-", dir=parent, ignore_cleanup_errors=True
+    ) as place:
         for name in [n for n in os.environ if n.startswith(("SPOOLAGENT_", "MLFLOW_", "WANDB_"))]:
             del os.environ[name]
         os.environ.update(_SETTINGS, SPOOLAGENT_SPOOL=os.path.join(place, "spool"), SPOOLAGENT_SITE="bench")

@@ -230,6 +230,8 @@ def _prepare_database(uri: str, timeout_s: int) -> str:
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
+        if os.path.lexists(folder):
+            raise UsageError(f"mlflow: {folder} is not a directory: choose another place for the database")
         raise UsageError(f"mlflow: the directory {folder} does not exist: create it first")
     artifacts = os.path.join(folder, "mlartifacts")
     if os.path.exists(path) and os.path.getsize(path):

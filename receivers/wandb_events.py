@@ -47,7 +47,8 @@ def _stamp(event: Event, writer: str) -> Stamp:
 def _start(run: Session, event: Event, writer: str, blobs: str) -> bool:
     del blobs
     data = event.data
-    run.rows.begin(writer, data.get("api") or "native", data.get("rank"))
+    attempt = data.get("attempt") or 1
+    run.emit(run.rows.begin(writer, data.get("api") or "native", data.get("rank"), attempt))
     run.configure(data.get("config") or {}, _stamp(event, writer))
     run.put_tags(data.get("tags") or {}, _stamp(event, writer))
     return True

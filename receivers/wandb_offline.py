@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spoolagent.contract import Batch, Options, Outcome, RunEnd, State, Stream
-from spoolagent.errors import Transient
+from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format.durable import make_dirs
 from spoolagent.format.events import Event
 from spoolagent.receivers.appendfile import Append, append, own_names
@@ -50,22 +50,25 @@ class WandbOffline:
         self._state: State | None = None
 
     def open(self, state: State) -> None:
-        """Makes the directory. Raises UsageError without wandb, Transient when the directory cannot be made."""
+        """Makes the directory. Raises UsageError without wandb, and when the directory cannot be used."""
         proto()
         try:
             make_dirs(self.folder)
         except OSError as error:
-            raise Transient(f"{self.folder}: {error.strerror or error}") from error
+            raise UsageError(f"wandb: {self.folder}: {error.strerror}: choose another DIR") from error
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+            raise UsageError(f"wandb: {self.folder} cannot be written to: choose another DIR")
         self._state = state
 
     def deliver(self, batch: Batch) -> Outcome:
         """Appends the batch's records, fsynced."""
+        self._check_there()
         run = self._run(batch.stream)
         run.finish_end()
         outcome = Outcome()
-        if not run.load(batch.stream, batch.events[0] if batch.events else None):
-            reason = f"W&B run id {run.wandb_id!r} belongs to another site's run: set run_id to a template with {{site}}"
-            outcome.dead = {event.seq: reason for event in batch.events}
+        refusal = run.load(batch.stream, batch.events[0] if batch.events else None)
+        if refusal:
+            outcome.dead = {event.seq: refusal for event in batch.events}
             return outcome
         for event in batch.events:
             self._apply(run.session, event, batch, outcome)
@@ -84,6 +87,7 @@ class WandbOffline:
 
     def set_status(self, end: RunEnd) -> None:
         """Ends the run's log, unless it says so already. A run that goes on is simply not ended."""
+        self._check_there()
         run = _Run(self.folder, self._templates, self._open_state(), end.site, end.run)
         if end.status != "running" and run.known():
             run.finish_end()
@@ -120,6 +124,10 @@ class WandbOffline:
             raise RuntimeError("the receiver is not open")
         return self._state
 
+    def _check_there(self) -> None:
+        if not os.path.isdir(self.folder):  # not made anew: it may be a mount that is away
+            raise Unreachable(f"wandb: {self.folder} is gone: mount it, or make it again")
+
     def _run(self, stream: Stream) -> "_Run":
         return _Run(self.folder, self._templates, self._open_state(), stream.key.site, stream.key.run)
 
@@ -146,12 +154,14 @@ class _Run:
         """True when something of the run was delivered."""
         return bool(self._meta)
 
-    def load(self, stream: Stream, first: Event | None) -> bool:
-        """Makes `session` from the state, or for a new run from its first event. False when its id is taken."""
+    def load(self, stream: Stream, first: Event | None) -> str:
+        """Makes `session` from the state, or for a new run from its first event. Why not, when its id is taken."""
         if not self._meta:
             owner = self._state.get(f"id/{self.wandb_id}")
             if owner is not None and owner != self._name:
-                return False
+                return f"W&B run id {self.wandb_id!r} belongs to another site's run: set run_id to a template with {{site}}"
+            if self._state.get(f"file/{self._name}/1") is None and (foreign := self._foreign_log()):
+                return f"{foreign} was not written by this spool's receiver: move it away, then retry the dead letters"
             self._state.put(f"id/{self.wandb_id}", self._name)
             info = run_info(self._templates, stream, first)
             self._meta = {
@@ -166,7 +176,18 @@ class _Run:
         if stream.role == "main":
             self._meta["attempt"] = max(self._meta["attempt"], stream.attempt)
         self._load()
-        return True
+        return ""
+
+    def _foreign_log(self) -> str:
+        """A log of the run that is there before ours: with two of them, W&B would show each row twice."""
+        with os.scandir(self._root) as entries:
+            found = [
+                e.path
+                for e in entries
+                if e.name.startswith("offline-run-") and e.name.endswith(f"-{self.wandb_id}")
+            ]
+        logs = (os.path.join(folder, f"run-{self.wandb_id}.wandb") for folder in found)
+        return next((log for log in logs if os.path.exists(log)), "")
 
     def _load(self) -> None:
         state, name, meta = self._state, self._name, self._meta
@@ -214,7 +235,9 @@ class _Run:
         nobody will tell it. A stream that does decide reopens the run.
         """
         session, meta = self.session, self._meta
-        decides = stream.role == "main" and stream.attempt >= meta["attempt"]
+        # An aux stream of a later attempt, too: that attempt has begun, though none of its main streams is here yet.
+        newer = stream.attempt > meta["attempt"]
+        decides = newer or (stream.role == "main" and stream.attempt == meta["attempt"])
         told: dict[str, Any] = meta["told"] or {}
         late = bool(told) and not decides
         if late:

@@ -58,6 +58,7 @@ class Writer:
     api: str = "native"
     rank: int | None = None
     row: Row | None = None
+    attempt: int = 1
 
 
 class Rows:
@@ -70,7 +71,8 @@ class Rows:
         for name, data in saved.get("writers", {}).items():
             row = data["row"]
             made = Row(**{**row, "stamp": tuple(row["stamp"])}) if row else None
-            self.writers[name] = Writer(api=data["api"], rank=data["rank"], row=made)
+            attempt = data.get("attempt", 1)
+            self.writers[name] = Writer(api=data["api"], rank=data["rank"], row=made, attempt=attempt)
 
     def save(self) -> dict[str, Any]:
         """The state as JSON."""
@@ -79,10 +81,15 @@ class Rows:
             "writers": {name: asdict(writer) for name, writer in self.writers.items()},
         }
 
-    def begin(self, writer: str, api: str, rank: int | None) -> None:
-        """Takes note of a stream's `run_start`."""
+    def begin(self, writer: str, api: str, rank: int | None, attempt: int = 1) -> list[Closed]:
+        """Takes note of a stream's `run_start`. Closes the rows that earlier lives of the run left open, in order.
+
+        Otherwise a killed life's last row would come after all rows of the life that went on.
+        """
         held = self.writers.setdefault(writer, Writer())
-        held.api, held.rank = api, rank
+        held.api, held.rank, held.attempt = api, rank, attempt
+        left = sorted(name for name, other in self.writers.items() if other.attempt < attempt)
+        return [row for name in left for row in self.close(name)]
 
     def is_open(self, writer: str) -> bool:
         """True when the stream has a row that is not closed."""

@@ -27,6 +27,7 @@ KEYS: Mapping[str, Kind] = {
     "agent.stale_after": duration(20, 7 * _DAY_S),  # a writer renews its LIVE every 10 s
     "agent.presume_dead_after": duration(1, 366 * _DAY_S),
     "agent.patience": duration(0, _DAY_S),
+    "agent.stuck_after": duration(10, 7 * _DAY_S),
     "agent.poll": switch,
     "ship.to": text,
     "serve.to": texts,
@@ -39,6 +40,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "SPOOLAGENT_STALE_AFTER": "agent.stale_after",
     "SPOOLAGENT_PRESUME_DEAD_AFTER": "agent.presume_dead_after",
     "SPOOLAGENT_PATIENCE": "agent.patience",
+    "SPOOLAGENT_STUCK_AFTER": "agent.stuck_after",
     "SPOOLAGENT_POLL": "agent.poll",
     "SPOOLAGENT_SHIP_TO": "ship.to",
     "SPOOLAGENT_SERVE_TO": "serve.to",

@@ -13,6 +13,8 @@ from spoolagent.fsck_finding import Finding, unreadable
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _BUFFER = 1000
+OnOrphan = Callable[[str, str, int], None]
+"""Called with (site, SHA-256, bytes) of a blob that no event at hand names."""
 _SCHEMA = """
 CREATE TABLE named (site TEXT, sha256 TEXT, size INTEGER, path TEXT, place TEXT, found INTEGER DEFAULT 0,
                     PRIMARY KEY (site, sha256)) WITHOUT ROWID
@@ -22,8 +24,11 @@ CREATE TABLE named (site TEXT, sha256 TEXT, size INTEGER, path TEXT, place TEXT,
 class BlobCheck:
     """Collects what events name (`note`), then compares it with what lies in a site (`check_site`)."""
 
-    def __init__(self, spool: str, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, spool: str, progress: Callable[[int], None], on_orphan: OnOrphan | None = None
+    ) -> None:
         self._spool = spool
+        self._on_orphan = on_orphan
         self._progress = progress
         self._db = sqlite3.connect("")  # a private file on disk with a bounded cache, gone when closed
         self._db.execute(_SCHEMA)
@@ -70,6 +75,8 @@ class BlobCheck:
                     continue
                 if not self._mark(site, name):
                     orphans, orphan_bytes = orphans + 1, orphan_bytes + size
+                    if self._on_orphan is not None:
+                        self._on_orphan(site, name, size)
         yield from self._missing(site)
         if orphans:
             yield Finding(

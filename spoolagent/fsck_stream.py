@@ -52,6 +52,11 @@ class StreamCheck:
                 next_step="upgrade spoolagent; until then the stream is shipped unread and not delivered",
             )
 
+    @property
+    def born(self) -> str | None:
+        """The uuid of the spool where the stream was born, once it was checked; None when no header tells."""
+        return None if self._identity is None else str(self._identity[0])
+
     # -- beside the segments -------------------------------------------------------------------------------
 
     def _files(self) -> Iterator[Finding]:

@@ -37,6 +37,8 @@ class AgentSettings:
     """When a run of another spool without any news is shown as killed (revocably)."""
     patience_s: float = 60.0
     """How long a bad line is read again before its seqs are lost."""
+    stuck_after_s: float = 300.0
+    """When a worker that makes no progress, though there is work, is ended and started again."""
     poll: bool | None = None
     """True: never use file-system events. None: poll where the spool lies on a network file system."""
 

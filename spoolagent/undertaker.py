@@ -1,47 +1,87 @@
 """Writes the `.end` of streams whose writers are dead, in the spool where they were born."""
 
+import os
+import time
 from collections.abc import Callable
 
 from spoolagent.errors import FormatError
-from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.ends import DeathWatch, end_dead_stream, is_closed
 from spoolagent.format.header import read_header
-from spoolagent.format.layout import StreamKey, stream_dir
+from spoolagent.format.layout import StreamKey, list_segments, segment_name, stream_dir
 from spoolagent.format.listing import Listing
 from spoolagent.format.spool import Spool
+
+_LOOK_AGAIN_S = 30.0
+"""How often streams that got a `.end` are looked at: a writer that was suspended may have gone on."""
 
 
 class Undertaker:
     """Every agent of a spool runs one; two at once do no harm.
 
-    A stream that has ended is not looked at again by the same agent, except one that it ended itself while its
-    writer might only have been suspended.
+    A stream that its writer closed, or that was born elsewhere, is not looked at again. `clock` is monotonic, in s.
     """
 
     def __init__(
-        self, spool: Spool, *, stale_after_s: float, report: Callable[[str], None] = lambda _: None
+        self,
+        spool: Spool,
+        *,
+        stale_after_s: float,
+        report: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spool = spool
-        self._watch = DeathWatch(stale_after_s=stale_after_s)
+        self._clock = clock
+        self._watch = DeathWatch(stale_after_s=stale_after_s, clock=clock)
         self._listing = Listing(spool.path)
         self._report = report
         self._done: set[StreamKey] = set()
-        self._complained: set[StreamKey] = set()
+        self._ended: dict[StreamKey, tuple[int, int]] = {}
+        """Streams with a `.end`: their last segment, and its length, when they got it."""
+        self._look_again_at = 0.0
+        self._complained: set[str] = set()
 
     def sweep(self) -> None:
         """Looks once at every stream that is still open and was born here."""
+        again = self._clock() >= self._look_again_at
+        if again:
+            self._look_again_at = self._clock() + _LOOK_AGAIN_S
         for key in self._listing.streams():
-            if key not in self._done:
+            if key not in self._done and (again or key not in self._ended):
                 self._look(key)
+        for folder, why in self._listing.unreadable.items():
+            self._complain(folder, why)
 
     def _look(self, key: StreamKey) -> None:
         stream = stream_dir(self._spool.path, key)
         try:
+            size = _size(stream)
+            if key in self._ended and self._ended[key] == size:
+                return
+            self._ended.pop(key, None)
             header = read_header(stream)
             if header is None:
                 return
-            if header.spool != self._spool.uuid or end_dead_stream(stream, self._watch):
+            if header.spool != self._spool.uuid:
                 self._done.add(key)
+            elif end_dead_stream(stream, self._watch):
+                if is_closed(os.path.join(stream, segment_name(size[0]))):
+                    self._done.add(key)
+                else:
+                    self._ended[key] = size
         except (OSError, FormatError) as error:
-            if key not in self._complained:
-                self._complained.add(key)
-                self._report(f"{stream}: cannot tell whether its writer lives: {error}")
+            self._complain(stream, f"cannot tell whether its writer lives: {error}")
+
+    def _complain(self, place: str, why: str) -> None:
+        if place not in self._complained:
+            self._complained.add(place)
+            self._report(f"{place}: {why}")
+
+
+def _size(stream: str) -> tuple[int, int]:
+    """The last segment and its length; (0, 0) when there is none."""
+    segments = list_segments(stream)
+    return (
+        (segments[-1], os.stat(os.path.join(stream, segment_name(segments[-1]))).st_size)
+        if segments
+        else (0, 0)
+    )

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from cli_help import clean_env
 from plain_reader import read_stream
-from spool_help import until
-from tb_help import accumulate, event_files
+from tb_help import accumulate
 from wandb_help import read_records
 
 from spoolagent.format import layout
@@ -27,7 +26,12 @@ def site_env(spool, site, run, **more):
     """The environment of a training script: where it logs to, and nothing of the caller's trackers."""
     foreign = ("MLFLOW_", "WANDB_", "SLURM_", "TORCHELASTIC_", "RANK")
     env = {k: v for k, v in clean_env().items() if not k.startswith(foreign)}
-    env |= {"SPOOLAGENT_SPOOL": str(spool), "SPOOLAGENT_SITE": site, "SPOOLAGENT_RUN": run, "WANDB_SILENT": "true"}
+    env |= {
+        "SPOOLAGENT_SPOOL": str(spool),
+        "SPOOLAGENT_SITE": site,
+        "SPOOLAGENT_RUN": run,
+        "WANDB_SILENT": "true",
+    }
     return env | {k: str(v) for k, v in more.items()}
 
 
@@ -254,5 +258,3 @@ def kill_if_alive(pid):
     """SIGKILL to a process that may be gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-

@@ -19,6 +19,7 @@ def clean_env(**more):
     """The environment without SPOOLAGENT_* variables."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("SPOOLAGENT_")}
     env.pop("FORCE_COLOR", None)
+    env.pop("COLUMNS", None)  # pytest-xdist's workers have it
     return {**env, "NO_COLOR": "1", "TERM": "dumb", "WANDB_MODE": "offline", **more}
 
 

@@ -71,6 +71,8 @@ class Agent:
     process: subprocess.Popen | None = None
     ripe_at: float = 0.0
     """Not killed sooner: drawn anew for each life, so that the kill meets it at any of its moments."""
+    waits_until: float = 0.0
+    """Nor, every second time, before its workers are at work, unless that takes very long."""
     surprises: list = field(default_factory=list)
 
     def keep(self, rng):
@@ -82,7 +84,9 @@ class Agent:
             with open(self.log_path, "ab") as log:
                 command = [sys.executable, "-m", "spoolagent", *self.args]
                 self.process = subprocess.Popen(command, stdout=log, stderr=log, env=clean_env())
-            self.ripe_at = time.monotonic() + rng.uniform(*self.life_s)
+            now = time.monotonic()
+            self.ripe_at = now + rng.uniform(*self.life_s)
+            self.waits_until = now + (20.0 if rng.random() < 0.5 else 0.0)
 
     def kill(self):
         """SIGKILL. False when it was not there, or too young."""
@@ -121,8 +125,8 @@ class Crew:
         self.shipper = self._agent("ship", ["ship", "--spool", self.client, "--to", self.server], (0.3, 2.5))
         self.shipper.args += ["--sweep-interval", "300ms"]
         serves = [
-            self._serve("files", self._files(), (0.5, 4.0)),
-            self._serve("mlflow", self._mlflow(), (1.0, 7.0)),
+            self._serve("files", self._files(), (0.5, 5.0)),
+            self._serve("mlflow", self._mlflow(), (3.0, 12.0)),
         ]
         self.supervisors = serves
         self.agents = [self.shipper, *serves]
@@ -214,7 +218,8 @@ class Crew:
         if kind == "shipper":
             return self.shipper.kill()
         if kind == "supervisor":
-            return any(agent.kill() for agent in self.rng.sample(self.supervisors, 2))
+            due = [agent for agent in self.supervisors if self._is_due(agent)]
+            return any(agent.kill() for agent in self.rng.sample(due, len(due)))
         return self._kill_worker()
 
     def _kill_writer(self):
@@ -228,14 +233,23 @@ class Crew:
         victim.killed = victim.process.wait() == -signal.SIGKILL
         return victim.killed
 
+    def _is_due(self, agent):
+        if time.monotonic() > agent.waits_until or agent.process is None:
+            return True
+        workers = set(children(agent.process.pid))
+        return len(workers & {note["pid"] for note, _ in self.notes()}) == (
+            1 if agent.name == "mlflow" else 3
+        )
+
     def _kill_worker(self):
         """A worker that is in its loop; then looks whether it died between naming a batch and committing it."""
         alive = {pid for agent in self.supervisors if agent.process for pid in children(agent.process.pid)}
         notes = [(note, folder) for note, folder in self.notes() if note["pid"] in alive]
+        most = min(self.killed_workers[name] for name in RECEIVERS) + 3  # every receiver has its share
+        notes = [item for item in notes if self.killed_workers[item[0]["name"]] < most]
         if not notes:
             return False
-        least = min(self.killed_workers[note["name"]] for note, _ in notes)
-        note, folder = self.rng.choice([n for n in notes if self.killed_workers[n[0]["name"]] <= least + 2])
+        note, folder = self.rng.choice(notes)
         try:
             os.kill(note["pid"], signal.SIGKILL)
         except ProcessLookupError:

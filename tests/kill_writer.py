@@ -57,7 +57,7 @@ def main():
     rest = 0
     for step in range(first, first + count):
         if rest == 0:  # bursts: a kill meets a writer that writes, and receivers that have a batch in hand
-            time.sleep(pace.uniform(0.02, 0.5))
+            time.sleep(pace.uniform(0.02, 0.8))
             rest = pace.randint(1, 24)
         rest -= 1
         for call in calls_for(step, {name: value(seed, name, step) for name in ("train/loss", "train/acc")}):

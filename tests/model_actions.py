@@ -10,7 +10,7 @@ import shutil
 
 from model_journal import lines_hit
 from model_process import HINTS
-from model_receivers import MOODS
+from model_receivers import FILE_MOODS, MOODS
 
 from spoolagent.format.layout import list_segments, segment_name, stream_dir
 
@@ -96,12 +96,13 @@ class Actions:
     def do_start(self, client, place, role, kind, size):
         if len(self._writers()) >= 4:
             return
+        is_aux = role % 5 == 0
         self.world.start_writer(
             client % len(self.world.spools),
             SITES[place % 2 if len(self.world.spools) == 1 else client % 2],
             RUNS[(place >> 1) % 2],
-            role="aux" if role % 5 == 0 else "main",
-            new_attempt=(role >> 4) % 3 == 0,
+            role="aux" if is_aux else "main",
+            new_attempt=not is_aux and (role >> 4) % 3 == 0,
             durability=DURABILITIES[kind % 3],
             segment_bytes=(300, 700, 2000, 1 << 20)[size % 4],
         )
@@ -257,6 +258,7 @@ class Actions:
         record = self.world.records.get(key)
         with open(path, "rb") as file:
             hit = lines_hit(file.read(), start, end)
+        self.world.damage += 1
         if record is None:
             return
         there = spool == self.world.server
@@ -308,13 +310,20 @@ class Actions:
         self.world.files.data[inode] = self.world.files.data.get(inode, b"")[:at]
         os.truncate(path, at)
 
-    def do_remove(self, _, which, *__):
-        """A segment at the server is gone; the source still has it."""
-        found = pick(self.world.segments(self.world.server), which)
-        if found is not None:
+    def do_remove(self, where, which, *__):
+        """A segment is gone. At the server the source still has it."""
+        spool, key, path = self._file(where, which)
+        found = path and (key, path)
+        record = self.world.records.get(key)
+        if found and spool != self.world.server:
+            if record is None or not record.ended:
+                return
+            self._destroy(spool, key, path, 0, 1 << 40)
+        if found:
             os.unlink(found[1])
             self.world.files._remember(os.path.dirname(found[1]))
             self.world.server_touched = True
+            self.world.damage += 1
 
     # -- other transports, moves, backups ----------------------------------------------------------------
 
@@ -324,6 +333,7 @@ class Actions:
         found = pick(self.world.segments(spool), which)
         if found is None:
             return
+        self.world.damage += 1  # what is not fsynced there may be gone after a power cut
         key = found[0]
         source, target = stream_dir(spool, key), stream_dir(self.world.server, key)
         os.makedirs(target, exist_ok=True)
@@ -370,6 +380,7 @@ class Actions:
         sites = os.path.join(world.server, "sites")
         shutil.rmtree(sites, ignore_errors=True)
         shutil.copytree(world.backup, sites)
+        world.damage += 1
         world.files.sync_tree(world.server_root)
         world.server_touched = True
 
@@ -393,8 +404,10 @@ class Actions:
     # -- receivers and clocks ----------------------------------------------------------------------------
 
     def do_mood(self, which, *numbers):
-        moods = self.world.moods[pick(self.world.config["receivers"], which)]
-        moods[:] = [MOODS[number % len(MOODS)] for number in numbers[: 1 + numbers[-1] % 4]]
+        name = pick(self.world.config["receivers"], which)
+        known = FILE_MOODS if name in ("jsonl", "tb") else MOODS
+        chosen = [known[number % len(known)] for number in numbers[: 1 + numbers[-1] % 4]]
+        self.world.moods[name][:] = chosen
 
     def do_clock(self, seconds, *_):
         self.world.clock.advance((0.4, 2.0, 15.0, 70.0, 4000.0, 90_000.0)[seconds % 6])

@@ -6,6 +6,8 @@ from spoolagent.errors import Refused, Transient, Unreachable
 from model_process import Crash, Violation
 
 MOODS = ("ok", "down", "busy", "late", "late-busy", "crash", "crash-after")
+FILE_MOODS = ("ok", "down", "late", "crash", "crash-after")
+"""A receiver whose files take bytes of all runs in one order never says "not now" of a single run."""
 
 
 class Tracker:
@@ -52,10 +54,11 @@ class ModelReceiver:
 class Moody:
     """Wraps a receiver: each call's outcome is the next of `moods`, "ok" when there is none left."""
 
-    def __init__(self, inner, moods, process, attempts, stats):
-        self._inner, self.moods, self._process = inner, moods, process
+    def __init__(self, world, name, inner, process):
+        self._inner, self._process, self._world, self._name = inner, process, world, name
+        self.moods = world.moods[name]
         self.identity = inner.identity
-        self._attempts, self._stats = attempts, stats
+        self._attempts, self._stats = world.attempts[name], world.stats
 
     def open(self, state):
         self._before(self._next(opening=True))
@@ -63,6 +66,7 @@ class Moody:
 
     def deliver(self, batch):
         mood = self._next()
+        self._comes_again({(batch.stream.key, e.seq) for e in batch.events})
         self._before(mood)
         seen = self._attempts.setdefault(batch.stream.key, set())
         again = [e.seq for e in batch.events if e.seq in seen]
@@ -70,10 +74,19 @@ class Moody:
         seen.update(e.seq for e in batch.events)
         outcome = self._inner.deliver(batch)
         self._after(mood)
+        self._world.in_flight.pop(self._name, None)
         return outcome
+
+    def _comes_again(self, given):
+        """What was in flight must come again, and first; where it cannot be read any more, it may stand twice."""
+        before = self._world.in_flight.get(self._name)
+        if before and given != before and self._world.damage:
+            self._world.excused[self._name] |= before
+        self._world.in_flight[self._name] = given
 
     def set_status(self, end):
         mood = self._next()
+        self._comes_again(self._world.in_flight.get(self._name, set()) if not self._world.damage else set())
         self._before(mood)
         self._inner.set_status(end)
         self._after(mood)

@@ -30,7 +30,10 @@ from spoolagent.config import load_config
 from spoolagent.format.blobs import put_bytes
 from spoolagent.format.lines import encode_line
 
-VERBS = ["demo", "ship", "serve", "replay", "status", "ls", "inspect", "fsck", "config check", "config init"]
+VERBS = [
+    *("demo", "ship", "serve", "replay", "status", "ls", "inspect", "fsck", "config check", "config init"),
+    *("dead-letters list", "dead-letters show", "dead-letters retry", "dead-letters drop"),
+]
 
 
 @pytest.fixture

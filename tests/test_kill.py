@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("SPOOLAGENT_KILLS", "6"))
 SEED = int(os.environ.get("SPOOLAGENT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 DEADLINE_S = 240 + 12 * KILLS
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.timeout(3 * DEADLINE_S)]
 
 
 def torment(crew):

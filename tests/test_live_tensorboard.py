@@ -58,7 +58,10 @@ class TensorBoard(Process):
         self.port = free_port()
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--reload_interval", "1", "--load_fast", fast]
-        command += ["--samples_per_plugin", "scalars=0"]
+        command += [
+            "--samples_per_plugin",
+            "scalars=1000000",
+        ]  # 0, said to keep all, makes the plugin show none
         super().__init__(command, cwd, env=clean_env(), name=f"tensorboard-{fast}")
 
     def points(self, tag):
@@ -80,7 +83,9 @@ class Receiver:
 
     def __init__(self, folder):
         self.folder = folder
-        config = f'spool = "spool"\n[receivers.live]\nto = "tensorboard:{folder}/tb"\nflush_interval = "20ms"\n'
+        config = (
+            f'spool = "spool"\n[receivers.live]\nto = "tensorboard:{folder}/tb"\nflush_interval = "20ms"\n'
+        )
         (folder / "live.toml").write_text(config + '[serve]\nto = ["live"]\n')
         self.kills = 0
         self.start()
@@ -131,7 +136,7 @@ def story(tmp_path_factory):
     (folder / "tb").mkdir()
     stop = folder / "stop"
     training = script(TRAINING, stop, 500, cwd=folder, env=site_env(folder / "spool", "site-1", "live"))
-    until(lambda: (folder / "spool/spool.json").exists(), what="a spool")
+    until((folder / "spool/spool.json").exists, what="a spool")
     receiver = Receiver(folder)
     boards = {fast: TensorBoard(folder / "tb", fast, folder) for fast in LOADERS}
     try:
@@ -149,7 +154,9 @@ def story(tmp_path_factory):
         stop.touch()
         assert training.wait() == 0, training.said
         expected = points_of(spool_events(folder / "spool", "site-1", "live"))
-        shown = {fast: {tag: _settled(board, expected, tag) for tag in TAGS} for fast, board in boards.items()}
+        shown = {
+            fast: {tag: _settled(board, expected, tag) for tag in TAGS} for fast, board in boards.items()
+        }
         receiver.serve.stop()
         return folder, expected, shown, {fast: board.said for fast, board in boards.items()}
     finally:
@@ -177,7 +184,10 @@ def test_every_point_is_shown_once(fast, story):
 def test_the_loader_is_the_one_that_was_asked_for(fast, story):
     *_, said = story
     assert "Traceback" not in said[fast]
-    assert re.search(r"out of order|DATA_LOSS|corrupt|truncated record|checksum", said[fast], re.IGNORECASE) is None
+    assert (
+        re.search(r"out of order|DATA_LOSS|corrupt|truncated record|checksum", said[fast], re.IGNORECASE)
+        is None
+    )
 
 
 def test_the_receiver_wrote_one_file(story):

@@ -20,7 +20,7 @@ from acceptance_help import (
     mlflow_points,
     mlflow_run,
     mlflow_value,
-    run as spoolagent,
+    run,
     scalars,
     script,
     site_env,
@@ -53,11 +53,15 @@ CALLS = [
     ({"own time": 3.5}, 50, 1_600_000_000.125),
     ({"big": 1e300, "count": 7}, 1_000_000, None),
 ]
-ODD = [({name: 0.1 + i}, 1_000_001 + i, None) for i, name in enumerate(("mAP@0.5", "loss%", "a//b", "Größe λ"))]
+ODD = [
+    ({name: 0.1 + i}, 1_000_001 + i, None) for i, name in enumerate(("mAP@0.5", "loss%", "a//b", "Größe λ"))
+]
 PIXELS = bytes(10 * i % 256 for i in range(24))
 """2 x 4 pixels, as the scripts log them."""
 WRITERS = list(SCRIPTS)
-HOWS = [pytest.param(writer, how) for writer in WRITERS for how in ENDS if (writer, how) != ("nvflare", "with")]
+HOWS = [
+    pytest.param(writer, how) for writer in WRITERS for how in ENDS if (writer, how) != ("nvflare", "with")
+]
 
 
 class Replayed:
@@ -72,7 +76,7 @@ class Replayed:
         self.client = client_of(server.uri)
         receivers = [f"tensorboard:{self.tb}", f"mlflow:{server.uri}"]
         receivers += [f"wandb:offline:{self.wandb}", f"jsonl:{self.jsonl}"]
-        self.done = spoolagent("replay", self.spool, *to(*receivers), cwd=folder)
+        self.done = run("replay", self.spool, *to(*receivers), cwd=folder)
 
     def _train(self, folder):
         started = {}
@@ -97,7 +101,13 @@ class Replayed:
     def points(self):
         """(sub-run, name, value, step, ns) of the finished run."""
         return [
-            ((event.get("context") or {}).get("subrun", ""), name, float(value), event.get("step"), _shown_ns(event))
+            (
+                (event.get("context") or {}).get("subrun", ""),
+                name,
+                float(value),
+                event.get("step"),
+                _shown_ns(event),
+            )
             for event in self.of_type("metrics")
             for name, value in event["metrics"].items()
         ]
@@ -161,7 +171,9 @@ def test_the_spool_holds_what_was_logged(case):
     begun = case.events()[0]["time"]
     assert all(ns == own[0] or begun <= ns <= case.events()[-1]["time"] for *_, ns in case.points())
     heads = {(subrun, value) for subrun, name, value, _, _ in case.points() if name == "heads"}
-    assert heads == ({("heads_a", 1.5), ("heads_b", 2.5)} if case.writer in ("tensorboard", "nvflare") else set())
+    assert heads == (
+        {("heads_a", 1.5), ("heads_b", 2.5)} if case.writer in ("tensorboard", "nvflare") else set()
+    )
 
 
 def test_one_replay_delivers_to_all(case):
@@ -171,7 +183,7 @@ def test_one_replay_delivers_to_all(case):
     for kind in ("tensorboard", "mlflow", "wandb", "jsonl"):
         lines = [line for line in case.done.stderr.splitlines() if line.startswith(f"spoolagent: {kind}:")]
         assert lines[-1].endswith(f": {total} events delivered"), lines
-    status = spoolagent("status", case.spool, "--json", cwd=case.spool)
+    status = run("status", case.spool, "--json", cwd=case.spool)
     for receiver in json.loads(status.stdout)["receivers"]:
         assert (receiver["delivered"], receiver["pending"]) == (total, 0)
 
@@ -194,11 +206,15 @@ def test_tensorboard_has_the_points(case):
             subrun = folder.removeprefix(f"{case.site}/finished").lstrip("/")
             got += [(subrun, *point) for point in scalars(accumulator)]
             assert len(event_files(case.tb / folder)) == 1
-    wanted = [(s, name, _float32(value), step or 0, ns / 10**9) for s, name, value, step, ns in case.shown_points()]
+    wanted = [
+        (s, name, _float32(value), step or 0, ns / 10**9) for s, name, value, step, ns in case.shown_points()
+    ]
     assert comparable(got) == comparable(wanted)
     for name in ("loss", "free"):  # within a tag in the order of the calls
         mine = runs[f"{case.site}/finished"].Scalars(name)
-        assert [p.step for p in mine] == [step or 0 for s, n, _, step, _ in case.points() if (s, n) == ("", name)]
+        assert [p.step for p in mine] == [
+            step or 0 for s, n, _, step, _ in case.points() if (s, n) == ("", name)
+        ]
 
 
 def _float32(value):
@@ -206,16 +222,16 @@ def _float32(value):
 
 
 def test_mlflow_has_the_points(case):
-    run = mlflow_run(case.client, case.site, "finished")
+    found = mlflow_run(case.client, case.site, "finished")
     wanted = [
         (escape(f"{subrun}/{name}" if subrun else name), mlflow_value(value), step or 0, ns // 1_000_000)
         for subrun, name, value, step, ns in case.shown_points()
     ]
-    assert comparable(mlflow_points(case.client, run)) == comparable(wanted)
+    assert comparable(mlflow_points(case.client, found)) == comparable(wanted)
     names = {f"{subrun}/{name}" if subrun else name for subrun, name, *_ in case.shown_points()}
-    assert {unescape(key) for key in run.data.metrics} == names
-    assert run.info.start_time == case.events()[0]["time"] // 1_000_000
-    assert run.info.end_time == case.events()[-1]["time"] // 1_000_000
+    assert {unescape(key) for key in found.data.metrics} == names
+    assert found.info.start_time == case.events()[0]["time"] // 1_000_000
+    assert found.info.end_time == case.events()[-1]["time"] // 1_000_000
 
 
 def test_wandb_has_the_rows(case):
@@ -267,21 +283,23 @@ def _expected_rows(case):
 
 
 def test_params_and_tags(case):
-    run = mlflow_run(case.client, case.site, "finished")
+    found = mlflow_run(case.client, case.site, "finished")
     config = config_of(case.records())
-    own_tags = {k: v for k, v in run.data.tags.items() if not k.startswith(("mlflow.", "spoolagent."))}
+    own_tags = {k: v for k, v in found.data.tags.items() if not k.startswith(("mlflow.", "spoolagent."))}
     if case.writer == "tensorboard":
-        assert run.data.params == {}
+        assert found.data.params == {}
         assert own_tags == {}
     elif case.writer == "wandb":
-        assert run.data.params == {"lr": "0.1", "net.layers": "[3, 4]"}
+        assert found.data.params == {"lr": "0.1", "net.layers": "[3, 4]"}
         assert own_tags == {"blue": "", "config.lr": "0.2", "summary.best": "0.125"}
         assert {k: v for k, v in config.items() if k != "_wandb"} == {"lr": 0.2, "net": {"layers": [3, 4]}}
         assert summary_of(case.records())["best"] == 0.125
     else:
-        assert run.data.params == {"lr": "0.1", "layers": "[3, 4]"}
+        assert found.data.params == {"lr": "0.1", "layers": "[3, 4]"}
         assert own_tags == {"team": "blue", "phase": "two"}
-        layers = "[3, 4]" if case.writer == "mlflow" else [3, 4]  # MLflow's API makes texts of all but numbers
+        layers = (
+            "[3, 4]" if case.writer == "mlflow" else [3, 4]
+        )  # MLflow's API makes texts of all but numbers
         assert {name: config[name] for name in ("lr", "layers")} == {"lr": 0.1, "layers": layers}
         assert {k: v for k, v in config["tags"].items() if not k.startswith("mlflow.")} == own_tags
 
@@ -308,18 +326,18 @@ def test_text_and_image_in_tensorboard(case):
 
 
 def test_text_image_and_artifact_in_mlflow(case):
-    run = mlflow_run(case.client, case.site, "finished")
-    files = mlflow_files(case.client, run)
+    found = mlflow_run(case.client, case.site, "finished")
+    files = mlflow_files(case.client, found)
     (picture,) = [path for path in files if path.endswith(".png")]
     (note,) = [path for path in files if "note" in path]
     (event,) = case.of_type("image")
-    assert _pixels(mlflow_file(case.client, run, picture)) == ((4, 2), PIXELS)
+    assert _pixels(mlflow_file(case.client, found, picture)) == ((4, 2), PIXELS)
     assert picture.startswith(f"images/pic+step+3000001+timestamp+{_shown_ns(event) // 1_000_000}+")
-    assert mlflow_file(case.client, run, note) == b"a *note*"
+    assert mlflow_file(case.client, found, note) == b"a *note*"
     cards = [path for path in files if path.endswith("card.txt")]
     assert len(cards) == (1 if case.writer in ("mlflow", "wandb", "native") else 0)
     for card in cards:
-        assert mlflow_file(case.client, run, card) == b"a card"
+        assert mlflow_file(case.client, found, card) == b"a card"
 
 
 def test_text_image_and_artifact_in_wandb(case):
@@ -338,7 +356,7 @@ def test_text_image_and_artifact_in_wandb(case):
 
 def test_what_tensorboard_cannot_show_is_counted(case):
     """Nothing is dropped in silence."""
-    done = spoolagent("status", case.spool, "--json", cwd=case.spool)
+    done = run("status", case.spool, "--json", cwd=case.spool)
     found = {r["target"].split(":")[0]: r for r in json.loads(done.stdout)["receivers"]}
     events = [event for how in case.hows for event in case.events(how)]
     kinds = ("param", "tag", "artifact", "summary", "define_metric")
@@ -355,9 +373,9 @@ def test_run_states(writer, how, replayed):
     """Finished; failed after an exception, in and out of the context manager, and by sys.exit; killed."""
     case = replayed(writer)
     _, status, code = ENDS[how]
-    run = mlflow_run(case.client, case.site, how)
-    assert (run.info.status, run.info.lifecycle_stage) == (status.upper(), "active")
-    assert run.info.end_time == case.events(how)[-1]["time"] // 1_000_000
+    found = mlflow_run(case.client, case.site, how)
+    assert (found.info.status, found.info.lifecycle_stage) == (status.upper(), "active")
+    assert found.info.end_time == case.events(how)[-1]["time"] // 1_000_000
     assert wandb_exits(case.wandb, case.wandb_id(how)) == [255 if status == "killed" else code]
     assert tensorboard_state(case.tb, case.site, how) == (None if status == "finished" else status)
     (_, end) = next(iter(spool_streams(case.spool, case.site, how).values()))

@@ -6,6 +6,7 @@ finishes. Each tracker must show one run, all points, and the right state.
 """
 
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,12 @@ from spool_help import until
 from tb_help import event_files, f32
 from wandb_help import rows_of
 
+from spoolagent.contract import RunEnd
 from spoolagent.format.spool import create_spool
+from spoolagent.receivers.wandb_offline import WandbOffline
+from spoolagent.serving.runs import StreamView, derive
+from spoolagent.serving.store import StreamFacts
+from spoolagent.testing import MemoryState, make_batch, make_stream
 
 RANKS = 8
 SITE = "cluster-1"
@@ -99,7 +105,7 @@ while launch == 1 or step < 70:
     log("train/loss", rank + launch / 10 + step / 1000, step)
     os.write(acks, f"{step}\\n".encode())
     step += 1
-    time.sleep(0.01 if launch == 1 else 0.002)
+    time.sleep(0.01)
 end()
 """
 
@@ -190,7 +196,9 @@ class Story:
         for job in self.jobs.values():
             until(lambda job=job: job.is_shown_as("finished", self.jsonl), what=f"the end of {job.api}")
             try:
-                until(lambda job=job: self._shows_finished(job.api), what=f"the state of {job.api} everywhere")
+                until(
+                    lambda job=job: self._shows_finished(job.api), what=f"the state of {job.api} everywhere"
+                )
             except AssertionError as error:
                 raise AssertionError(f"{error}: {self._states(job.api)}; {serve.said}") from None
         serve.stop()
@@ -211,7 +219,11 @@ class Story:
 
     def _shows_finished(self, run):
         found = self._states(run)
-        return (found["mlflow"], found["wandb"], found["tensorboard"] in (None, "finished")) == ("FINISHED", [0], True)
+        return (found["mlflow"], found["wandb"], found["tensorboard"] in (None, "finished")) == (
+            "FINISHED",
+            [0],
+            True,
+        )
 
     def events(self, run):
         return spool_events(self.spool, SITE, run)
@@ -241,7 +253,12 @@ def test_the_spool_holds_every_acknowledged_step(run, story):
         else:
             loaded = [(value, step) for name, value, step, _ in points_of(events) if name == "loader/queue"]
             assert loaded == [(attempt * 1000 + rank * 100 + i, i) for i in range(LOADED)]
-    assert kinds == {(True, 1, "dead"): 8, (True, 2, "closed"): 8, (False, 1, "dead"): 2, (False, 2, "dead"): 2}
+    assert kinds == {
+        (True, 1, "dead"): 8,
+        (True, 2, "closed"): 8,
+        (False, 1, "dead"): 2,
+        (False, 2, "dead"): 2,
+    }
     for attempt in (1, 2):
         for rank, steps in job.acknowledged(attempt).items():
             assert got[attempt, rank][: len(steps)] == steps
@@ -302,6 +319,51 @@ def test_wandb_has_one_run_with_all_points(run, story):
 def test_the_first_launch_was_shown_as_killed(story):
     assert story.killed_status == {"mlflow": "KILLED", "tensorboard": "killed", "wandb": [255]}
     lines = [e for e in json_lines(story.jsonl) if e["type"] == "run_state" and e["run"] == "tensorboard"]
-    told = [e["status"] for e in lines if e["status"] != "running"]  # the second launch may be over before it is seen
-    assert told == ["killed", "finished"]
-    assert wandb_exits(story.wandb, f"{SITE}--tensorboard") == [255, 0]
+    # A server that is behind may see ranks end before it sees others begin: the same state is then told again.
+    told = [e["status"] for e in lines if e["status"] != "running"]
+    assert [status for status, _ in groupby(told)] == ["killed", "finished"]
+    exits = wandb_exits(story.wandb, f"{SITE}--tensorboard")
+    assert [code for code, _ in groupby(exits) if code is not None] == [255, 0]
+
+
+# -- the order in which streams arrive, without processes ---------------------------------------------------------------
+
+
+def _view(role, attempt, end, status=""):
+    return StreamView(StreamFacts(role=role, attempt=attempt, status=status, last_ns=attempt), end)
+
+
+def test_a_loader_that_arrives_first_shows_that_the_next_attempt_has_begun():
+    """Its parent's stream may still be on its way; the state of the attempt before is over all the same."""
+    killed = [_view("main", 1, "dead"), _view("aux", 1, "dead")]
+    assert derive("s", "r", killed).status == "killed"
+    assert derive("s", "r", [*killed, _view("aux", 2, "dead")]).status == "running"
+    both = [*killed, _view("aux", 2, "dead"), _view("main", 2, "closed", "finished")]
+    assert derive("s", "r", both).status == "finished"
+
+
+def test_wandb_does_not_end_the_run_again_for_a_loader_of_the_next_attempt(tmp_path):
+    """A loader of the attempt that was killed comes late to its end; one of the next attempt does not."""
+    state, receiver = MemoryState(), WandbOffline(str(tmp_path), {})
+    receiver.open(state)
+    started = ("run_start", {"api": "native", "host": "h", "pid": 1, "attempt": 1})
+
+    def deliver(writer, role, attempt):
+        stream = make_stream(writer=writer, role=role, attempt=attempt)
+        points = [("metrics", {"metrics": {"loss": 1.0}, "step": step}) for step in (1, 2)]
+        receiver.deliver(make_batch(stream, started, *points))
+        state.commit()
+
+    def tell(status, code):
+        receiver.set_status(RunEnd(site="site-1", run="run-1", status=status, time_ns=10**18, exit_code=code))
+        state.commit()
+
+    deliver("w-1", "main", 1)
+    tell("killed", None)
+    deliver("w-2", "aux", 1)
+    assert wandb_exits(tmp_path, "site-1--run-1") == [255, 255]
+    deliver("w-3", "aux", 2)
+    assert wandb_exits(tmp_path, "site-1--run-1") == [255, 255, None]
+    deliver("w-4", "main", 2)
+    tell("finished", 0)
+    assert wandb_exits(tmp_path, "site-1--run-1") == [255, 255, 0]

@@ -796,6 +796,41 @@ def test_a_target_restored_from_an_old_backup_asks_again(source, target, tmp_pat
     assert h.shipped_files(source) == h.shipped_files(target)
 
 
+def test_a_target_that_comes_back_restored_asks_again_while_following(source, target, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipper, "backoff_s", lambda failures: 0.05)
+    key = h.write_stream(source, 100, segment_bytes=2000)
+    with h.Following(source, target) as following:
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target) != {})
+        os.rename(target, target + "-away")
+        h.until(lambda: following.told.texts("away"))
+        for first in layout.list_segments(layout.stream_dir(target + "-away", key))[2:]:
+            os.unlink(h.segment(target + "-away", key, first))
+        os.rename(target + "-away", target)
+        h.until(lambda: h.shipped_files(source) == h.shipped_files(target))
+    assert following.report.exit_code == 0
+
+
+def test_an_end_does_not_ship_before_its_bytes(source, target, tmp_path):
+    other = h.make_spool(tmp_path / "other")
+    key = h.write_stream(other, 20, close=False)
+    whole = h.read(h.segment(other, key))
+    length, last, sha256 = ends.measure(h.segment(other, key), 1)
+    line = encode_line(
+        {"length": length, "last": last, "sha256": sha256, "reason": "its writer died", "time": 1}
+    )
+    os.makedirs(layout.stream_dir(source, key))
+    durable.write_file(os.path.join(layout.stream_dir(source, key), layout.end_name(1)), line)
+    with open(h.segment(source, key), "wb") as file:
+        file.write(whole[: whole.find(b"\n", len(whole) // 2) + 1])
+    assert h.ship_once(source, target).complete == 0
+    assert layout.list_ends(layout.stream_dir(target, key)) == []
+    with open(h.segment(source, key), "wb") as file:
+        file.write(whole)
+    assert h.ship_once(source, target).complete == 1
+    assert h.shipped_files(target) == h.shipped_files(source)
+    assert h.events_in(target, key)[1] == "dead"
+
+
 def test_a_full_target_is_tried_again_while_following(source, target, fault, monkeypatch):
     monkeypatch.setattr(shipper, "backoff_s", lambda failures: 0.02)
     for run in ("r1", "r2", "r3", "r4"):

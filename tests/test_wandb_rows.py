@@ -80,6 +80,20 @@ def test_wandb_steps_without_and_with_number_meet():
     ]
 
 
+def test_the_next_life_of_a_run_closes_the_row_that_a_killed_one_left():
+    rows = Rows()
+    rows.begin("w0", "native", None)
+    made = list(rows.add("w0", point({"a": 1}, 7)))
+    rows = Rows(rows.save())
+    made += rows.begin("w1", "native", None, attempt=2)
+    made += rows.begin("w2", "native", 1, attempt=2)
+    for writer, step in (("w1", 8), ("w2", 8), ("w1", 9)):
+        made += rows.add(writer, point({"a": step}, step))
+    assert [(row.step, row.values["a"]) for row in made] == [(7, "1"), (8, "8")]
+    rows = Rows(rows.save())
+    assert rows.begin("w3", "native", 1, attempt=2) == []
+
+
 def test_streams_never_share_a_row_and_ranks_are_named():
     rows = Rows()
     rows.begin("w0", "native", 0)

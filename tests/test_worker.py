@@ -435,8 +435,7 @@ def test_a_full_disk_under_the_cursor_store_only_delays(tmp_path):
             left[0] -= 1
             raise sqlite3.OperationalError("database or disk is full")
 
-    receiver = MemoryReceiver()
-    set_fault(full)
+    receiver = MemoryReceiver(before=lambda _: set_fault(full))
     try:
         Agent(tmp_path, receiver).run()
     finally:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from spool_help import make_writer, write_metrics
+from tb_help import without_fsync
 from test_worker import Agent, Crash
 
 from spoolagent.errors import Transient
@@ -82,10 +83,11 @@ def test_an_interrupted_replay_of_a_part_is_completed_by_any_other(tmp_path, fir
             writer.append("param", {"params": {"a": 1}})
             write_metrics(writer, 4, first=5)
             finish(writer)
-        if not interrupted(folder, first, point):
-            break
-        for selection in (second, EVERYTHING):
-            Agent(folder, out(folder), selection=selection).run()
+        with without_fsync():
+            if not interrupted(folder, first, point):
+                break
+            for selection in (second, EVERYTHING):
+                Agent(folder, out(folder), selection=selection).run()
         found, names = lines(folder)
         assert names == ["events.jsonl"], f"a file was given up after a crash at operation {point}"
         assert set(found.values()) == {1}, f"doubled after a crash at operation {point}"
@@ -183,3 +185,28 @@ def test_a_stop_under_load_comes_to_an_end(tmp_path):
     agent = Agent(tmp_path, MemoryReceiver(before=log_on), max_events=100, flush_interval_s=10.0)
     agent.run(passes=1, until_drained=False)
     assert batches == [[1, 2, 3, 4]]
+
+
+def test_a_tracker_slower_than_a_writer_keeps_no_other_run_waiting(tmp_path):
+    """A stream that always has a next batch must not keep new streams from being found."""
+    busy, batches = make_writer(tmp_path, run="busy"), []
+    write_metrics(busy, 3)
+
+    def slow(batch):
+        batches.append(batch.stream.key.run)
+        agent.clock.now += 0.1
+        if len(batches) == 5:
+            other = make_writer(tmp_path, run="other")
+            write_metrics(other, 1)
+            finish(other)
+        if batch.stream.key.run == "other":
+            agent.passes = 1
+        if len(batches) > 100:
+            agent.passes = 0
+        write_metrics(busy, 4, first=batch.events[-1].seq)
+
+    receiver = MemoryReceiver(before=slow)
+    agent = Agent(tmp_path, receiver)
+    agent.run(until_drained=False)
+    assert "other" in batches[:20]
+    assert receiver.statuses["site-1", "other"].status == "finished"

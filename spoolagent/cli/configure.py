@@ -98,6 +98,7 @@ def _values(found: Config) -> dict[str, Any]:
         "agent.stale_after": agent.stale_after_s,
         "agent.presume_dead_after": agent.presume_dead_after_s,
         "agent.patience": agent.patience_s,
+        "agent.stuck_after": agent.stuck_after_s,
         "agent.poll": "auto" if agent.poll is None else agent.poll,
         "ship.to": hide_password(found.ship_to) if found.ship_to else None,
         "serve.to": [hide_password(item) for item in found.serve_to],

@@ -23,6 +23,9 @@ presume_dead_after = "1d"
 # How long a damaged line is read again (network file systems show holes) before its events count as lost.
 patience = "60s"
 
+# When a worker without progress, though there is work (a call into a tracker that hangs), is ended and started again.
+stuck_after = "5m"
+
 # true: never use file-system events. "auto": poll where the spool lies on a network file system.
 poll = "auto"
 

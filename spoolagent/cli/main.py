@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import spoolagent
-from spoolagent.cli import agent, check, configure, demo, inspect, listing, replay, status
+from spoolagent.cli import agent, check, configure, dead_letters, demo, inspect, listing, replay, status
 from spoolagent.cli.common import note
 from spoolagent.errors import SpoolError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 for module in (demo, agent, replay, status, listing, inspect, check):
     app.add_typer(module.app)
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(configure.app, name="config")
 
 

@@ -1,5 +1,6 @@
 """`status`: how the spool and its receivers stand."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ from spoolagent.serving.status import ReceiverStatus, read_status
 app = typer.Typer()
 
 _BEHIND_SHOWN = 10
+_BLOB = re.compile(r"blob ([0-9a-f]{64}) has not arrived")
+_LONG_S = 10.0
+"""A call that takes longer than this is worth a line."""
 
 
 @app.command(
@@ -46,7 +50,8 @@ def status(
 ) -> int:
     """Show how a spool and its receivers stand.
 
-    Per receiver: delivered, pending, dead letters, lost, and why it waits.
+    Per receiver: its worker's state, delivered, pending, dead letters, lost,
+    dropped, and why it waits. Exit code 0, however things stand.
     A spool that was never served shows its streams.
     """
     place = spool_of(spool, config)
@@ -96,20 +101,39 @@ def _facts(receiver: ReceiverStatus, last: dict[StreamKey, int]) -> dict[str, An
         "name": hide_password(receiver.name),
         "target": hide_password(receiver.identity),
         "running": receiver.is_running,
+        "state": receiver.state,
+        "doing": receiver.doing,
+        "doing_s": round(receiver.doing_s, 1),
         "pid": receiver.pid,
         "error": hide_password(receiver.error),
         "retry_in_s": receiver.retry_in_s if receiver.error else None,
         "delivered": receiver.applied,
         "pending": sum(behind.values()),
         "dead": receiver.dead,
+        "to_retry": receiver.to_retry,
+        "dropped_dead_letters": receiver.dropped_letters,
         "lost": receiver.lost,
+        "lost_seqs": [
+            {"stream": stream, "first": first, "last": last, "reason": reason}
+            for stream, first, last, reason in receiver.lost_seqs
+        ],
         "quarantined": receiver.quarantined,
         "skipped": receiver.skipped,
         "dropped_by_writers": sum(cursor.dropped for cursor in receiver.cursors),
         "behind": dict(sorted(behind.items(), key=lambda item: -item[1])),
-        "blocked": [{"stream": stream, "reason": reason} for stream, reason in receiver.blocked],
+        "gaps": {str(cursor.key): cursor.dropped for cursor in receiver.cursors if cursor.dropped},
+        "blocked": [
+            {"stream": stream, "reason": reason, "blob": _blob_in(reason)}
+            for stream, reason in receiver.blocked
+        ],
         "folder": receiver.folder,
     }
+
+
+def _blob_in(reason: str) -> str | None:
+    """The hash of the missing blob for which a stream waits."""
+    found = _BLOB.search(reason)
+    return found[1] if found else None
 
 
 # -- for people ----------------------------------------------------------------------------------------------------
@@ -135,11 +159,10 @@ def _print_spool(console: Console, place: str, uuid: str, runs: list[RunFacts]) 
 
 
 def _print_receiver(console: Console, facts: dict[str, Any], limit: int | None) -> None:
-    running = (
-        Text(f"running, pid {facts['pid']}", style="green")
-        if facts["running"]
-        else Text("not running", style="dim")
-    )
+    running = Text("not running", style="dim")
+    if facts["running"]:
+        style = {"idle": "green", "working": "green", "backoff": "yellow"}.get(facts["state"], "bold red")
+        running = Text(f"running, pid {facts['pid']}, {facts['state']}", style=style)
     console.print()
     console.print(Text.assemble((clean(facts["name"]), "bold"), "  ", running), soft_wrap=True)
     for name, text, style in _lines(facts, limit):
@@ -150,6 +173,9 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
     """(what, how it stands, style), what is fine left out."""
     if facts["target"] != facts["name"]:
         yield "target", facts["target"], ""
+    if facts["state"] == "stuck" or facts["doing_s"] > _LONG_S:
+        style = "bold red" if facts["state"] == "stuck" else "yellow"
+        yield "no progress", f"{facts['doing']}, for {facts['doing_s']:.0f} s", style
     yield "delivered", f"{facts['delivered']} events", ""
     behind = facts["behind"]
     where = f" in {len(behind)} streams" if behind else ""
@@ -162,17 +188,35 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
         yield "waits", f"{facts['error']}; tries again in {facts['retry_in_s']:.0f} s", "red"
     for key, name, style, unit in (
         ("dead", "dead letters", "red", "events were refused for good"),
+        ("to_retry", "to retry", "yellow", "of them are to be delivered again"),
+        ("dropped_dead_letters", "not wanted", "dim", "dead letters were dropped by an operator"),
         ("lost", "lost", "red", "events: their bytes are destroyed"),
         ("quarantined", "quarantine", "yellow", "pieces of bytes that are no events"),
         ("dropped_by_writers", "dropped", "yellow", "events could not be written when they were logged"),
     ):
         if facts[key]:
             yield name, f"{facts[key]} {unit}", style
+        yield from _details(facts, key)
     if facts["skipped"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in facts["skipped"].items())
         yield "skipped", f"{kinds}: this tracker has no way to show them", ""
     for item in facts["blocked"]:
         yield "blocked", f"{item['stream']}: {item['reason']}", "yellow"
+
+
+def _details(facts: dict[str, Any], key: str) -> Iterable[tuple[str, str, str]]:
+    """Where it is that events are lost or were never written."""
+    lines = []
+    if key == "lost":
+        lines = [
+            f"{x['stream']}: seqs {x['first']} to {x['last']}: {x['reason']}" for x in facts["lost_seqs"]
+        ]
+    elif key == "dropped_by_writers":
+        lines = [f"{stream}: {count}" for stream, count in facts["gaps"].items()]
+    for line in lines[:_BEHIND_SHOWN]:
+        yield "", line, "dim"
+    if len(lines) > _BEHIND_SHOWN:
+        yield "", f"and {len(lines) - _BEHIND_SHOWN} more; --json names them", "dim"
 
 
 def _print_streams(console: Console, runs: list[RunFacts]) -> None:

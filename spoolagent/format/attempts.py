@@ -62,5 +62,5 @@ def _seems_alive(stream: str) -> bool:
     if owner is None:
         return False
     if (owner.host, owner.boot) == (live.host_name(), live.boot_id()):
-        return live.is_locked(stream)
+        return live.is_locked(stream) is not False
     return time.time_ns() - owner.time_ns < _RECENT_S * 1e9

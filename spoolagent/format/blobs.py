@@ -1,12 +1,14 @@
 """Blobs: payloads beside the events, named by their SHA-256, equal content stored once."""
 
+import errno
 import hashlib
 import os
 from typing import Any
 
-from spoolagent.errors import FormatError
+from spoolagent.errors import FormatError, SpoolError
 from spoolagent.format.durable import fsync_dir, make_dirs, publish, temporary, write_all
 from spoolagent.format.layout import blob_path
+from spoolagent.format.spool import create_spool
 
 _CHUNK = 1 << 20
 
@@ -16,8 +18,24 @@ def reference(sha256: str, size: int) -> dict[str, Any]:
     return {"sha256": sha256, "size": size}
 
 
+_ours: set[str] = set()
+"""Spools that this process has found to be of a format that it may write."""
+
+
+def _check_spool(spool: str) -> None:
+    """Makes the spool when it is not there. Raises OSError where it is not ours to write to (a later format)."""
+    if spool in _ours:
+        return
+    try:
+        create_spool(spool)
+    except SpoolError as error:
+        raise OSError(errno.EPERM, str(error), spool) from error
+    _ours.add(spool)
+
+
 def put_bytes(spool: str, site: str, data: bytes) -> dict[str, Any]:
     """Stores `data`, durably, and returns its reference."""
+    _check_spool(spool)
     digest = hashlib.sha256(data).hexdigest()
     path = blob_path(spool, site, digest)
     if not _is_there(path, len(data)):
@@ -30,6 +48,7 @@ def put_bytes(spool: str, site: str, data: bytes) -> dict[str, Any]:
 
 def put_file(spool: str, site: str, source: str) -> dict[str, Any]:
     """Stores a copy of the file `source`, durably, and returns its reference. Raises OSError."""
+    _check_spool(spool)
     folder = os.path.join(spool, "sites", site, "blobs")
     make_dirs(folder)
     digest, size = hashlib.sha256(), 0

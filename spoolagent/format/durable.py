@@ -5,6 +5,7 @@ directory. Each step passes `fault_point`, so that one test hook can fail, stop 
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 
@@ -51,16 +52,19 @@ def fault_point(operation: str, path: str) -> None:
 
 
 def make_dirs(path: str) -> None:
-    """Creates `path` and its parents, 0700, each one durable in its parent."""
+    """Creates `path` and its parents, 0700, each one durable in its parent. Raises OSError."""
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path)
     if parent and parent != path:
         make_dirs(parent)
-    with contextlib.suppress(FileExistsError):
+    try:
         fault_point("mkdir", path)
         os.mkdir(path, DIR_MODE)
         fsync_dir(parent or ".")
+    except FileExistsError:
+        if not os.path.isdir(path):  # a file is in the way; otherwise another process was faster
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
 
 
 def fsync_fd(fd: int, path: str) -> None:
@@ -146,6 +150,12 @@ def discard(path: str) -> None:
     """Removes a file that nobody will miss if a power cut brings it back. Raises OSError."""
     fault_point("unlink", path)
     os.unlink(path)
+
+
+def discard_dir(path: str) -> None:
+    """Removes an empty directory that nobody will miss if a power cut brings it back. Raises OSError."""
+    fault_point("unlink", path)
+    os.rmdir(path)
 
 
 def unlink(path: str) -> None:

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError
 from spoolagent.format import durable, live
-from spoolagent.format.layout import LIVE_FILE, PRUNED_FILE, end_name, list_segments, segment_name
+from spoolagent.format.layout import (
+    LIVE_FILE,
+    PRUNED_FILE,
+    end_name,
+    list_ends,
+    list_segments,
+    segment_name,
+)
 from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
 
 STALE_AFTER_S = 60.0
@@ -82,14 +89,18 @@ class DeathWatch:
         self._clock = clock
         self._seen: dict[str, tuple[bytes, float]] = {}
 
-    def is_dead(self, stream: str) -> bool:
-        """True when the writer of the stream (born in this spool) will not write again."""
+    def is_dead(self, stream: str, *, ask_lock: bool = True) -> bool:
+        """True when the writer of the stream (born in this spool) will not write again.
+
+        Without `ask_lock` its lock is no evidence: only a content that does not change any more is.
+        """
         if live.is_held_here(stream):
             return False
         owner, raw = live.read_owner(stream)
-        if owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id()):
-            return not live.is_locked(stream)
-        if owner is None and not raw and not os.path.exists(os.path.join(stream, LIVE_FILE)):
+        at_home = owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id())
+        if at_home and (locked := live.is_locked(stream)) is not None and (locked or ask_lock):
+            return not locked
+        if owner is None and not raw and _is_missing(os.path.join(stream, LIVE_FILE)):
             return True
         known = self._seen.get(stream)
         now = self._clock()
@@ -101,6 +112,28 @@ class DeathWatch:
     def forget(self, stream: str) -> None:
         """Drops what is remembered of a stream that has ended."""
         self._seen.pop(stream, None)
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # an error is no evidence that it is gone
+        pass
+    return False
+
+
+def _outlived_an_end(stream: str, first: int) -> bool:
+    """True when the stream went on after somebody had taken its writer for dead: its lock lies, or it was suspended."""
+    if any(seq < first for seq in list_ends(stream)):
+        return True
+    known = read_end(stream, first)
+    if known is None:
+        return False
+    with open(os.path.join(stream, segment_name(first)), "rb") as file:
+        file.seek(known.length)
+        return any(line.endswith(b"\n") and has_valid_crc(line[:-1]) for line in file)
 
 
 def end_dead_stream(stream: str, watch: DeathWatch) -> bool:
@@ -115,7 +148,7 @@ def end_dead_stream(stream: str, watch: DeathWatch) -> bool:
     if is_closed(os.path.join(stream, segment_name(first))):
         watch.forget(stream)
         return True
-    if not watch.is_dead(stream):
+    if not watch.is_dead(stream, ask_lock=not _outlived_an_end(stream, first)):
         return False
     if segments != list_segments(stream):  # it went on between the two looks
         return False

@@ -20,12 +20,15 @@ class Listing:
         self._now_ns = now_ns
         self._known: dict[str, tuple[int, list[str]]] = {}
         self._sweeps = 0
+        self.unreadable: dict[str, str] = {}
+        """Directories that the last sweep could not read, with the reason: what is below them is not listed."""
 
     def streams(self) -> Iterator[StreamKey]:
         """Every stream of the spool, in the order of names."""
         if self._sweeps % _FULL_EVERY == 0:
             self._known.clear()
         self._sweeps += 1
+        self.unreadable.clear()
         for site in self._names(os.path.join(self._spool, "sites")):
             for run in self._names(os.path.join(site_dir(self._spool, site), "runs")):
                 for writer in self._names(run_dir(self._spool, site, run)):
@@ -34,13 +37,20 @@ class Listing:
     def _names(self, folder: str) -> list[str]:
         try:
             stamp = os.stat(folder).st_mtime_ns
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             self._known.pop(folder, None)
+            return []
+        except OSError as error:
+            self.unreadable[folder] = f"cannot be read: {error.strerror or error}"
             return []
         known = self._known.get(folder)
         if known is not None and known[0] == stamp:
             return known[1]
-        names = list_names(folder)
+        try:
+            names = list_names(folder)
+        except OSError as error:  # of one site, or for a moment: it must not hide the others
+            self.unreadable[folder] = f"cannot be read: {error.strerror or error}"
+            return known[1] if known is not None else []
         if abs(self._now_ns() - stamp) > _SETTLED_NS:
             self._known[folder] = (stamp, names)
         return names

@@ -6,6 +6,7 @@ file names; elsewhere an observer times how long the content has not changed (`s
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -19,6 +20,9 @@ from spoolagent.format.layout import FILE_MODE, LIVE_FILE
 
 RENEW_S = 10.0
 _FLOCK = "hhqqi4x"  # struct flock on Linux: l_type, l_whence, l_start, l_len, l_pid
+_NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+UNLOCKED = "unlocked"
+"""Stands for the boot id where the file system has no locks, so that nobody takes the lock for evidence."""
 _held: set[str] = set()
 """Streams whose LIVE this process holds: to open and close the file here again would free the lock."""
 
@@ -59,8 +63,14 @@ class Live:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         self._pid = os.getpid()
         self._stream = stream
+        self._boot = boot_id()
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self._boot = UNLOCKED  # training goes on; everybody times the content
             self.renew()
         except BaseException:
             os.close(self._fd)
@@ -74,7 +84,7 @@ class Live:
     def renew(self) -> None:
         """Writes the content anew, at once and in one piece (observers elsewhere see it change)."""
         text = orjson.dumps(
-            {"host": host_name(), "boot": boot_id(), "pid": self._pid, "time": time.time_ns()}
+            {"host": host_name(), "boot": self._boot, "pid": self._pid, "time": time.time_ns()}
         )
         fault_point("renew", os.path.join(self._stream, LIVE_FILE))
         os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
@@ -115,20 +125,22 @@ def read_owner(stream: str) -> tuple[Owner | None, bytes]:
         return None, raw
 
 
-def is_locked(stream: str) -> bool:
-    """True when some process of this machine holds the stream's LIVE. Takes nothing.
+def is_locked(stream: str) -> bool | None:
+    """True when some process of this machine holds the stream's LIVE; None when that cannot be told. Takes nothing.
 
     Never call it for a stream of this very process (see `is_held_here`).
     """
     try:
         fd = os.open(os.path.join(stream, LIVE_FILE), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:  # no descriptor left, no permission, a server away: no evidence of a death
+        return None
     try:
         query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         answer = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, query))
-    except OSError:
-        return True  # a file system without locks: say nothing about a death
+    except OSError:  # a file system without locks
+        return None
     finally:
         os.close(fd)
     return bool(answer[0] != fcntl.F_UNLCK)

@@ -16,6 +16,7 @@ import orjson
 
 from spoolagent.errors import FormatError, NewerFormat
 from spoolagent.format import durable
+from spoolagent.format.blocks import BLOCK, plain_events
 from spoolagent.format.ends import End, read_end, read_pruned
 from spoolagent.format.events import Event, parse_event
 from spoolagent.format.header import Header, parse_header, read_segment_header
@@ -26,6 +27,10 @@ PATIENCE_S = 60.0
 """How long a bad line with its newline is read again before it is given up."""
 PATIENCE_ELSEWHERE_S = 86_400.0
 """How long bytes that are merely missing are waited for where the stream was not born: a shipper may bring them."""
+
+
+_PIECE = 1 << 18
+"""Bytes read at once: some thousand events, and little to throw away when only a batch of them is wanted."""
 
 
 class Position(NamedTuple):
@@ -99,6 +104,8 @@ class StreamReader:
         self.position = position
         self.header: Header | None = None
         """The header last read; of the first segment at hand after `load_header`."""
+        self.impatient = False
+        """True while what is read again was given up before: nothing is waited for."""
         self._at_home = at_home
         self._clock = clock
         self._patience_s = patience_s
@@ -144,20 +151,15 @@ class StreamReader:
             return self._missing_segment()
         try:
             size = os.fstat(fd).st_size
-            data = (
-                os.pread(fd, max(max_bytes, MAX_LINE + 1), self.position.offset)
-                if size > self.position.offset
-                else b""
-            )
+            data = os.pread(fd, min(max_bytes, _PIECE), self.position.offset)
+            if data and b"\n" not in data:  # a longer line
+                data = os.pread(fd, MAX_LINE + 1, self.position.offset)
             if data and self._at_home:
                 self._sync(fd, path, size)
         finally:
             os.close(fd)
         if size < self.position.offset:
-            return (
-                self._wait_or(("shrunk", size), f"{path} is shorter than what was read of it", home=True)
-                or "blocked"
-            )
+            return self._shrunk(path, size)
         end = data.rfind(b"\n") + 1
         if end == 0 and len(data) > MAX_LINE:
             return self._oversized(data)
@@ -183,32 +185,47 @@ class StreamReader:
 
     def _lines(self, data: bytes, end: int, until_seq: int | None) -> State | None:
         """Takes the whole lines in data[:end]; None when all of them were taken."""
-        segment, offset, expected = self.position
-        events, loads, crc = self._events, orjson.loads, crc32
-        append = events.append
         limit = 2**63 if until_seq is None else until_seq
-        state: State | None = None
-        for line in data[: end - 1].split(b"\n"):
-            if line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc(line[:-CRC_BYTES]) and offset:
-                try:
-                    fields = loads(line)
-                    if fields["seq"] == expected and expected <= limit:
-                        append(Event(expected, fields["time"], fields["type"], fields))
-                        expected += 1
-                        offset += len(line) + 1
-                        continue
-                except (orjson.JSONDecodeError, KeyError, TypeError):
-                    pass
-            if expected > limit:
-                state = "more"
-                break
-            self.position = Position(segment, offset, expected)
-            state = self._odd_line(line)
-            segment_now, offset, expected = self.position
-            if state is not None or segment_now != segment:
-                return state or "more"
-        self.position = Position(segment, offset, expected)
+        # A header, the events up to the limit, and one line more, which shows that there is more.
+        most = min(max(limit - self.position.next_seq, 0) + 3, len(data))
+        lines = data[: end - 1].split(b"\n", most)
+        state: State | None = "more" if len(lines) > most else None
+        del lines[most:]
+        at = 0
+        while at < len(lines):
+            room = min(limit - self.position.next_seq + 1, BLOCK) if self.position.offset else 1
+            block = lines[at : at + max(room, 1)]
+            at += len(block)
+            if not self._plain_lines(block, limit):
+                found = self._line_by_line(block, limit)
+                if found is not None:
+                    return found
         return state
+
+    def _plain_lines(self, lines: list[bytes], limit: int) -> bool:
+        """Takes the lines when each of them is simply the next event; False: took none."""
+        segment, offset, expected = self.position
+        if offset == 0 or expected + len(lines) - 1 > limit:
+            return False
+        events = plain_events(lines, expected)
+        if events is None:
+            return False
+        self._events += events
+        offset += sum(map(len, lines)) + len(lines)
+        self.position = Position(segment, offset, expected + len(lines))
+        return True
+
+    def _line_by_line(self, lines: list[bytes], limit: int) -> State | None:
+        segment = self.position.segment
+        for line in lines:
+            if self._plain_lines([line], limit):
+                continue
+            if self.position.next_seq > limit:
+                return "more"
+            state = self._odd_line(line)
+            if state is not None or self.position.segment != segment:
+                return state or "more"
+        return None
 
     def _odd_line(self, line: bytes) -> State | None:
         """A line that is not simply the next event. None: it was taken, go on behind it."""
@@ -327,6 +344,19 @@ class StreamReader:
         self.position = Position(segments[0], 0, max(self.position.next_seq, segments[0]))
         return None
 
+    def _shrunk(self, path: str, size: int) -> State:
+        """The segment is shorter than what was read of it: what was read counts, the rest may come back."""
+        end = read_end(self.stream, self.position.segment)
+        following = self._following()
+        if following is None and end is not None and end.length <= size:
+            return "dead"
+        state = self._wait_or(("shrunk", size), f"{path} is shorter than what was read of it", home=True)
+        if state is None and following is not None:
+            self._bad_before = self.position.next_seq  # what is missing was waited for
+            return self._enter(following)
+        self._note = f"{path} is shorter than what was read of it"
+        return "blocked"
+
     def _missing_segment(self) -> State:
         if self._pruned():
             following = self._following()
@@ -336,6 +366,7 @@ class StreamReader:
         if state is not None or following is None:
             self._note = f"{self._path()} is gone"
             return "blocked"
+        self._bad_before = self.position.next_seq  # what is missing was waited for
         return self._enter(following)
 
     def _pruned(self) -> bool:
@@ -442,7 +473,7 @@ class StreamReader:
         if self._suspect is None or self._suspect[0] != key:
             self._suspect = (key, now)
         patience = self._patience_elsewhere_s if home else self._patience_s
-        if now - self._suspect[1] < patience:
+        if now - self._suspect[1] < patience and not self.impatient:
             self._note = note
             return "blocked"
         self._suspect = None

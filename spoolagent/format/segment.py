@@ -1,12 +1,13 @@
 """One segment file, as its writer sees it: header, appended lines, seal, and the hash of all its bytes."""
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolagent.format import durable
 from spoolagent.format.layout import FILE_MODE, FORMAT, segment_name
-from spoolagent.format.lines import encode_line
+from spoolagent.format.lines import encode_line, has_valid_crc
 
 _HASH_EVERY = 1 << 16
 """Bytes that may wait for the running hash: few enough to be hashed in some 50 us."""
@@ -51,15 +52,32 @@ class Segment:
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
         durable.fault_point("create", self.path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self.fd = os.open(self.path, flags, FILE_MODE)
         try:
-            self.append(encode_line(_header(first_seq, origin, prev, created_ns)))
+            header = encode_line(_header(first_seq, origin, prev, created_ns))
+            if not self._takes_over(len(header)):
+                self.append(header)
         except BaseException:
             os.close(self.fd)
             if self.size == 0:
-                durable.discard(self.path)  # no event is in it; the name is needed for the next try
+                with contextlib.suppress(OSError):
+                    durable.discard(self.path)  # nothing is in it
             raise
+
+    def _takes_over(self, length: int) -> bool:
+        """Goes on with what an interrupted try left under this name. True when its header is whole; else it is cut.
+
+        It can only be this writer's own: nobody else writes into its directory, and no event has that seq yet.
+        """
+        found = os.pread(self.fd, length + 1, 0)
+        header = found[:length]
+        is_whole = header.endswith(b"\n") and has_valid_crc(header[:-1])
+        if len(found) > length or (found and not is_whole):
+            durable.truncate(self.fd, length if is_whole else 0, self.path)
+        if is_whole:
+            self._count(header)  # it differs in `created` only, and may have been read already
+        return is_whole
 
     def append(self, line: bytes) -> None:
         """Writes one whole line or nothing."""

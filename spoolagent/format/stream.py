@@ -105,6 +105,8 @@ class StreamWriter:
         self._dir = layout.run_dir(self.spool, self.site, self.run)
         self._retired: list[Segment] = []
         self._dirty = False
+        self._unnamed: set[str] = set()
+        """Directories in which names that we made may not be durable yet."""
         self._gap: _Gap | None = None
         self._retry_at = 0.0
         self._warned = False
@@ -240,6 +242,8 @@ class StreamWriter:
                 self._next_segment(None)
             elif self._segment.broken or self._segment.size > self.options.segment_bytes:
                 self._rotate()
+            if self._unnamed and self.options.durability == "always":
+                self._sync_names()
             if self._gap is not None:
                 self._write_gap(self._gap)
         except OSError as error:
@@ -260,30 +264,41 @@ class StreamWriter:
         check_case("run", runs, self.run)
         durable.make_dirs(self._dir_of_run())
         hidden = os.path.join(self._dir_of_run(), f".tmp-{self.writer}")
-        durable.fault_point("mkdir", hidden)
-        os.mkdir(hidden, layout.DIR_MODE)
-        held = live.Live(hidden)
-        segment = None
+        final = os.path.join(self._dir_of_run(), self.writer)
+        held = segment = None
         try:
+            durable.fault_point("mkdir", hidden)
+            os.mkdir(hidden, layout.DIR_MODE)
+            held = live.Live(hidden)
             self._origin = Origin(spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch)
             segment = Segment(hidden, 1, self._origin, None, time.time_ns())
             start = {"seq": 1, "time": self._born_ns, "type": "run_start", **self._start()}
             segment.append(encode_line(start))
             durable.fsync_fd(segment.fd, segment.path)
             durable.fsync_dir(hidden)
-            final = os.path.join(self._dir_of_run(), self.writer)
             durable.rename(hidden, final)
-        except BaseException:
-            held.release()
-            if segment is not None:
-                os.close(segment.fd)
-            self.writer = new_writer_id()  # this one may have come into view
-            raise
+        except BaseException as error:
+            if not (isinstance(error, OSError) and held and segment and os.path.isdir(final)):
+                self._give_up(hidden, held, segment)
+                raise
+            self._unnamed.add(self._dir_of_run())  # it is in view; only that was not made durable
         held.published(final)
         segment.path = os.path.join(final, os.path.basename(segment.path))
         self._dir, self._live, self._segment, self.seq = final, held, segment, 1
         self._renew_at = time.monotonic() + live.RENEW_S
         keeper.keep(self)
+
+    def _give_up(self, hidden: str, held: live.Live | None, segment: Segment | None) -> None:
+        """After a failed creation: the next try has another name, as this one may be taken or in view."""
+        self.writer = new_writer_id()
+        if segment is not None:
+            os.close(segment.fd)
+        if held is not None:
+            held.release()
+        with contextlib.suppress(OSError):
+            if segment is not None:
+                durable.discard(segment.path)
+            durable.discard_dir(hidden)
 
     def _dir_of_run(self) -> str:
         return layout.run_dir(self.spool, self.site, self.run)
@@ -302,10 +317,8 @@ class StreamWriter:
         if prev is None:  # the last try to open one failed after the rotation
             prev = self._retired[-1].sha256() if self._retired else self._prev
         self._prev = prev
-        segment = Segment(self._dir, self.seq + 1, self._origin, prev, time.time_ns())
-        if self.options.durability == "always":
-            durable.fsync_dir(self._dir)
-        self._segment = segment
+        self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, time.time_ns())
+        self._unnamed.add(self._dir)
 
     _origin: Origin
     _prev: str
@@ -367,8 +380,8 @@ class StreamWriter:
             self._rotate_by_age()
             if self.options.durability in ("interval", "queued"):
                 self.sync()
-            else:
-                self._close_retired()
+            elif failed := self._finish_retired():
+                self._failed(failed)
             if time.monotonic() >= self._renew_at and self._live is not None:
                 self._renew_at = time.monotonic() + live.RENEW_S
                 self._live.renew()
@@ -387,25 +400,41 @@ class StreamWriter:
     def sync(self) -> None:
         """Makes what was appended so far durable. Raises OSError; then a new segment is begun."""
         with self._lock:
-            retired, self._retired = self._retired, []
             segment, dirty, self._dirty = self._segment, self._dirty, False
-        for old in retired:
-            self._finish(old)
+        failed = self._finish_retired()
         if dirty and segment is not None:
             try:
                 durable.fsync_fd(segment.fd, segment.path)
-            except OSError:
+            except OSError as error:
                 segment.broken = True  # what the kernel still holds of it is unknown
                 self._fast = None
-                raise
-        if retired:
-            durable.fsync_dir(self._dir)
+                failed = error
+        self._sync_names()
+        if failed is not None:
+            raise failed
 
-    def _finish(self, segment: Segment) -> None:
-        try:
-            durable.fsync_fd(segment.fd, segment.path)
-        finally:
-            os.close(segment.fd)
+    def _sync_names(self) -> None:
+        while self._unnamed:
+            folder = self._unnamed.pop()
+            try:
+                durable.fsync_dir(folder)
+            except OSError:
+                self._unnamed.add(folder)
+                raise
+
+    def _finish_retired(self) -> OSError | None:
+        """Makes full segments durable and closes them, each one whatever becomes of the others."""
+        failed = None
+        while self._retired:
+            with self._lock:
+                segment = self._retired.pop(0)
+            try:
+                durable.fsync_fd(segment.fd, segment.path)
+            except OSError as error:
+                failed = error
+            finally:
+                os.close(segment.fd)
+        return failed
 
     def _close_retired(self) -> None:
         with self._lock:

@@ -1,11 +1,12 @@
 """The worker process of one receiver: `python -m spoolagent.serving.child`, started by the supervisor.
 
 It gets its job as one JSON line on standard input and ends when that closes, so it never outlives its
-supervisor. It answers in JSON lines on standard output: {"ready"}, {"say"}, {"progress"}, {"done"}.
+supervisor. It answers in JSON lines on standard output: {"ready"}, {"say"}, {"progress"}, {"beat"}, {"done"}.
 """
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import orjson
 from spoolagent.contract import Receiver
 from spoolagent.errors import Locked, SpoolError, Unreachable
 from spoolagent.format.spool import Spool, open_spool
+from spoolagent.serving.activity import Activity, Beat, Heartbeat
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.registry import load_receiver
 from spoolagent.serving.store import Store
@@ -29,6 +31,7 @@ _HARD_STOP_S = 25.0
 """After a stop was asked for: how long a receiver's call may still take."""
 _LOCK_WAIT_S = 10.0
 _SAY_EVERY_S = 0.2
+_FOR_EVER_S = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,10 @@ class Child:
         self._stopping = threading.Event()
         self._go = threading.Event()
         self._watcher: Watcher | None = None
+        self._activity = Activity()
+        self._worker: Worker | None = None
+        self._away: tuple[str, float] | None = None
+        self._heart = Heartbeat(self._look, self._beat, stuck_after_s=job.agent.stuck_after_s)
         self._said_at = 0.0
 
     def listen(self) -> None:
@@ -93,6 +100,25 @@ class Child:
             if line.strip() == b"go":
                 self._go.set()
         self.stop()
+
+    def _look(self) -> Beat:
+        """How it stands. Called by another thread, also while a call hangs."""
+        activity, worker, away = self._activity, self._worker, self._away
+        doing, age_s = activity.what, activity.age_s
+        if away is not None:
+            why, retry_at = away
+            wait_s = max(0.0, retry_at - time.monotonic())
+            return Beat(state="backoff", doing=doing, age_s=age_s, error=why, retry_in_s=wait_s)
+        if worker is None:
+            return Beat(state="working", doing=doing, age_s=age_s)
+        if worker.is_failing:
+            wait_s = worker.retry_in_s
+            return Beat(state="backoff", doing=doing, age_s=age_s, error=worker.error, retry_in_s=wait_s)
+        state = "idle" if activity.is_waiting else "working"
+        return Beat(state=state, doing=doing, age_s=max(age_s, worker.stalled_s))
+
+    def _beat(self, beat: Beat) -> None:
+        self._say(beat={"state": beat.state, "doing": beat.doing, "age_s": beat.age_s})
 
     def stop(self, *_: object) -> None:
         """Ends the work soon: what is held is delivered first."""
@@ -106,19 +132,27 @@ class Child:
 
     def run(self) -> int:
         """Returns the process's exit code. Raises SpoolError for what ends it before it works."""
+        self._heart.start()
+        self._activity.begin("opening", self._job.agent.spool)
         spool = open_spool(self._job.agent.spool)
+        self._activity.begin("loading", self._job.receiver.name)
         receiver = load_receiver(self._job.receiver.spec, self._job.receiver.options)
+        self._activity.begin("waiting for another worker to end", allowed_s=_LOCK_WAIT_S + 1)
         with self._locked_store(spool, receiver) as store:
+            self._heart.folder = store.folder
             if not self._open(receiver, store):
                 return 0
             self._say(ready=True)
             if self._job.replay:
+                self._activity.begin("waiting for the other receivers", allowed_s=_FOR_EVER_S)
                 self._go.wait()
             try:
                 with Watcher(spool.path, self._job.agent.poll) as self._watcher:
                     return self._work(spool, receiver, store, self._watcher)
             finally:
+                self._activity.begin("closing", self._job.receiver.name)
                 receiver.close()
+                self._heart.stop()
 
     def _locked_store(self, spool: Spool, receiver: Receiver) -> Store:
         """Waits a little for a worker that a killed supervisor left behind to notice."""
@@ -134,19 +168,25 @@ class Child:
         """True when the target can be used; `serve` waits for it, `replay` does not."""
         backoff = Backoff()
         while not self._stopping.is_set():
+            self._activity.begin("opening", self._job.receiver.name)
             try:
                 receiver.open(store)
+                self._away = None
                 return True
             except (Unreachable, OSError) as error:
                 if self._job.replay:
                     raise
                 if not backoff.failures:
                     self._say(say=f"{self._job.receiver.name}: {error}; everything is kept, trying again")
-                self._stopping.wait(backoff.failed())
+                wait_s = backoff.failed()
+                self._away = str(error), time.monotonic() + wait_s
+                self._activity.begin("waiting for the tracker", allowed_s=wait_s + 1)
+                self._stopping.wait(wait_s)
         return False
 
     def _work(self, spool: Spool, receiver: Receiver, store: Store, watcher: Watcher) -> int:
         job = self._job
+        self._activity.begin("reading where it stood")
         worker = Worker(
             spool,
             receiver,
@@ -158,7 +198,9 @@ class Child:
             report=lambda line: self._say(say=line),
             should_stop=lambda: self._should_stop(worker),
             on_batch=lambda: self._progress(worker.delivered),
+            activity=self._activity,
         )
+        self._worker = worker
         worker.run(until_drained=job.replay)
         return self._result(worker, store)
 
@@ -217,7 +259,10 @@ def main() -> int:
             except OSError:
                 return  # the supervisor is gone; standard input says so, too
 
-    job = decode_job(read_line())
+    line = read_line()
+    if not line.endswith(b"\n"):
+        return 0  # the supervisor was killed before it said what to do
+    job = decode_job(line)
     child = Child(job, say)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, child.stop)
@@ -229,6 +274,9 @@ def main() -> int:
         return error.exit_code
     except OSError as error:
         say(failed=f"{error.filename or job.agent.spool}: {error.strerror or error}", code=1)
+        return 1
+    except sqlite3.Error as error:  # the disk of the cursors is full or fails; everything is kept
+        say(failed=f"{job.agent.spool}: the cursor store: {error}", code=1)
         return 1
 
 

@@ -5,12 +5,15 @@ import sqlite3
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from spoolagent.format import live
 from spoolagent.format.layout import AGENT_DIR, StreamKey
+from spoolagent.serving.activity import HEARTBEAT_FILE
 
+_LISTED = 100
 _ALIVE_S = 30.0
 """A worker that wrote its note this recently is taken to be running."""
 
@@ -38,7 +41,13 @@ class ReceiverStatus:
     name: str
     folder: str
     is_running: bool
-    """Its worker wrote a note within the last half minute."""
+    """Its worker gave a sign of life within the last half minute, or its process is still there."""
+    state: str
+    """"idle", "working", "backoff", "stuck" or "not running"."""
+    doing: str
+    """What the worker does now, such as "delivering seqs 1 to 9 of site/run/writer"; "" when it does not run."""
+    doing_s: float
+    """For how long, or for how long it has made no progress though there is work."""
     pid: int | None
     error: str
     """Why the tracker does not take events now, or ""."""
@@ -47,7 +56,13 @@ class ReceiverStatus:
     blocked: tuple[tuple[str, str], ...] = ()
     """(stream, why) where something is missing or bad that may still heal."""
     dead: int = 0
+    """Dead letters that nobody dropped."""
+    to_retry: int = 0
+    """Those of them that are to be delivered again."""
+    dropped_letters: int = 0
     lost: int = 0
+    lost_seqs: tuple[tuple[str, int, int, str], ...] = ()
+    """(stream, first, last, why), the first hundred."""
     quarantined: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     """Event type -> how many this tracker cannot show."""
@@ -98,19 +113,29 @@ def _status(db: sqlite3.Connection, folder: str, identity: str, note: dict[str, 
                 dropped=known.get("gap", 0),
             )
         )
-    running = time.time_ns() - note.get("time", 0) < _ALIVE_S * 1e9 and not note.get("stopped")
+    life = _life(folder, note)
+    dead = _dead(db)
     return ReceiverStatus(
         identity=identity,
         name=note.get("name", identity),
         folder=folder,
-        is_running=running,
-        pid=note.get("pid") if running else None,
-        error=note.get("error", "") if running else "",
-        retry_in_s=note.get("retry_in_s", 0.0),
+        is_running=life.is_running,
+        state=life.state,
+        doing=life.doing,
+        doing_s=life.age_s,
+        pid=life.pid,
+        error=life.error,
+        retry_in_s=life.retry_in_s,
         cursors=tuple(cursors),
         blocked=tuple((item["stream"], item["note"]) for item in note.get("blocked", [])),
-        dead=_count(db, "SELECT count(*) FROM dead"),
+        dead=dead.get("dead", 0) + dead.get("retry", 0),
+        to_retry=dead.get("retry", 0),
+        dropped_letters=dead.get("dropped", 0),
         lost=_count(db, "SELECT coalesce(sum(last - first + 1), 0) FROM lost"),
+        lost_seqs=tuple(
+            (str(StreamKey(*row[:3])), *row[3:])
+            for row in db.execute(f"SELECT site, run, writer, first, last, reason FROM lost LIMIT {_LISTED}")  # noqa: S608 - a number of ours
+        ),
         quarantined=_count(db, "SELECT count(*) FROM quarantine"),
         skipped=dict(db.execute("SELECT type, n FROM skipped ORDER BY type").fetchall()),
     )
@@ -118,6 +143,60 @@ def _status(db: sqlite3.Connection, folder: str, identity: str, note: dict[str, 
 
 def _count(db: sqlite3.Connection, query: str) -> int:
     return int(db.execute(query).fetchone()[0])
+
+
+def _dead(db: sqlite3.Connection) -> dict[str, int]:
+    """How many dead letters by their state; a database of an earlier version knows one state."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version == 1:
+        return {"dead": _count(db, "SELECT count(*) FROM dead")}
+    return dict(db.execute("SELECT state, count(*) FROM dead GROUP BY state").fetchall())
+
+
+class _Life(NamedTuple):
+    is_running: bool
+    state: str = "not running"
+    doing: str = ""
+    age_s: float = 0.0
+    pid: int | None = None
+    error: str = ""
+    retry_in_s: float = 0.0
+
+
+def _life(folder: str, note: dict[str, Any]) -> _Life:
+    """How the worker stands: by its heartbeat, which goes on while a call hangs; else by the note of its loop."""
+    beat = _note(os.path.join(folder, HEARTBEAT_FILE))
+    if beat.get("time", 0) < note.get("time", 0) and (
+        note.get("stopped") or beat.get("pid") != note.get("pid")
+    ):
+        beat = note  # it has stopped in order, or has another process, which has not beaten yet
+    age_s = (time.time_ns() - beat.get("time", 0)) / 1e9
+    is_fresh = age_s < _ALIVE_S
+    if beat.get("stopped") or not (is_fresh or _is_there(beat)):
+        return _Life(is_running=False)
+    state, doing_s = str(beat.get("state", "working")), float(beat.get("age_s", 0.0))
+    if not is_fresh or doing_s > beat.get("stuck_after_s", float("inf")):
+        state, doing_s = "stuck", doing_s + age_s
+    return _Life(
+        is_running=True,
+        state=state,
+        doing=str(beat.get("doing", "")),
+        age_s=doing_s,
+        pid=beat.get("pid"),
+        error=str(beat.get("error", "")),
+        retry_in_s=max(0.0, float(beat.get("retry_in_s", 0.0)) - age_s),
+    )
+
+
+def _is_there(beat: dict[str, Any]) -> bool:
+    """True when the silent worker's process still exists: it is stopped, or hangs with all its threads."""
+    if (beat.get("host"), beat.get("boot")) != (live.host_name(), live.boot_id()):
+        return False
+    try:
+        with open(f"/proc/{beat.get('pid')}/cmdline", "rb") as file:
+            return b"spoolagent" in file.read(4096)
+    except OSError:
+        return False
 
 
 def _note(path: str) -> dict[str, Any]:

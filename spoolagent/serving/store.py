@@ -18,39 +18,11 @@ from typing import Any, NamedTuple, Self
 import orjson
 from filelock import FileLock, Timeout
 
-from spoolagent.errors import Locked, SpoolError
+from spoolagent.errors import Locked
 from spoolagent.format.durable import fault_point, make_dirs
 from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.format.reader import START, Lost, Position
-
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE streams (
-    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL,
-    segment INTEGER NOT NULL, offset INTEGER NOT NULL, next_seq INTEGER NOT NULL,
-    applied INTEGER NOT NULL DEFAULT 0, facts BLOB NOT NULL,
-    PRIMARY KEY (site, run, writer)) WITHOUT ROWID;
-CREATE TABLE named (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, content BLOB NOT NULL,
-    UNIQUE (site, run, writer));
-CREATE TABLE dead (
-    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, seq INTEGER NOT NULL,
-    type TEXT NOT NULL, reason TEXT NOT NULL, time_ns INTEGER NOT NULL,
-    PRIMARY KEY (site, run, writer, seq)) WITHOUT ROWID;
-CREATE TABLE lost (
-    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    reason TEXT NOT NULL, time_ns INTEGER NOT NULL,
-    PRIMARY KEY (site, run, writer, first)) WITHOUT ROWID;
-CREATE TABLE quarantine (
-    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
-    length INTEGER NOT NULL, reason TEXT NOT NULL, time_ns INTEGER NOT NULL,
-    PRIMARY KEY (site, run, writer, segment, offset)) WITHOUT ROWID;
-CREATE TABLE skipped (type TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE told (site TEXT NOT NULL, run TEXT NOT NULL, content BLOB NOT NULL, PRIMARY KEY (site, run)) WITHOUT ROWID;
-"""
+from spoolagent.serving.schema import prepare
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,6 +48,28 @@ class StreamFacts:
     """Events that its writer dropped, as its gap events say."""
 
 
+FIRST = ("", "", "", 0)
+"""Before the first page of `Store.marked`."""
+
+
+class Letter(NamedTuple):
+    """A dead letter: which event."""
+
+    key: StreamKey
+    seq: int
+    type: str
+    reason: str
+
+
+class Retried(NamedTuple):
+    """What became of a dead letter that was delivered again."""
+
+    key: StreamKey
+    seq: int
+    reason: str
+    """Why it was refused again; "" when it was applied."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Commit:
     """What one transaction changes."""
@@ -91,6 +85,7 @@ class Commit:
     """(segment, offset, length, reason)"""
     skipped: dict[str, int] = field(default_factory=dict)
     told: tuple[str, str, dict[str, Any]] | None = None
+    retried: Retried | None = None
 
 
 class Named(NamedTuple):
@@ -102,6 +97,8 @@ class Named(NamedTuple):
     last_seq: int
     chosen: tuple[int, ...] | None = None
     """The seqs that went out, when a selection left some out; None for all."""
+    damaged: bool = False
+    """Bad bytes or missing seqs in it had been given up."""
 
 
 def target_dir(spool: str, identity: str) -> str:
@@ -129,20 +126,22 @@ class Store:
                 f"another process is replaying this spool into {identity}: wait for it, or end it ('spoolagent status' shows it)"
             ) from None
         self.path = os.path.join(self.folder, "state.sqlite")
-        self._db = _connect(self.path)
-        self._prepare(identity)
         self._overlay: dict[str, bytes | None] = {}
+        try:
+            self._db = _connect(self.path)
+            try:
+                self._prepare(identity)
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            self._lock.release()  # whoever caught this may try again
+            raise
 
     def _prepare(self, identity: str) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        fault_point("commit", self.path)
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
-        elif version != _VERSION:
-            raise SpoolError(
-                f"{self.path} is of version {version}, this version uses {_VERSION}: upgrade spoolagent"
-            )
+        prepare(self._db, self.path)
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (identity,))
+        self._give_back_space()  # the tables have their pages now, which a full disk would refuse
 
     def close(self) -> None:
         """Releases the database and its lock."""
@@ -216,7 +215,8 @@ class Store:
             data = orjson.loads(content)
             chosen = data.get("chosen")
             key, position = StreamKey(site, run, writer), Position(*data["position"])
-            found.append(Named(key, position, data["last_seq"], None if chosen is None else tuple(chosen)))
+            chosen = None if chosen is None else tuple(chosen)
+            found.append(Named(key, position, data["last_seq"], chosen, data.get("damaged", False)))
         return found
 
     def told(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -224,8 +224,46 @@ class Store:
         rows = self._db.execute("SELECT site, run, content FROM told")
         return {(site, run): orjson.loads(content) for site, run, content in rows}
 
-    def commit(self, changes: Sequence[Commit], name: Named | None = None) -> None:
-        """Commits what was delivered, the receiver's state with it, and the batch that comes next."""
+    def facts(self, key: StreamKey) -> StreamFacts | None:
+        """What is known of one stream."""
+        row = self._db.execute(
+            "SELECT facts FROM streams WHERE site = ? AND run = ? AND writer = ?", key
+        ).fetchone()
+        return None if row is None else StreamFacts(**orjson.loads(row[0]))
+
+    def marked(self, limit: int, after: tuple[str, str, str, int]) -> list[Letter]:
+        """Dead letters that are to be delivered again and were not named yet, by stream and seq, a page of them."""
+        rows = self._db.execute(
+            "SELECT site, run, writer, seq, type, reason FROM dead d WHERE state = 'retry' "
+            "AND (site, run, writer, seq) > (?, ?, ?, ?) AND NOT EXISTS "
+            "(SELECT 1 FROM retrying r WHERE (r.site, r.run, r.writer, r.seq) = (d.site, d.run, d.writer, d.seq)) "
+            "ORDER BY site, run, writer, seq LIMIT ?",
+            (*after, limit),
+        )
+        return [Letter(StreamKey(*row[:3]), *row[3:]) for row in rows]
+
+    def retrying(self) -> list[Letter]:
+        """Dead letters that may have been delivered again without their commit, oldest first."""
+        rows = self._db.execute(
+            "SELECT r.site, r.run, r.writer, r.seq, coalesce(type, '?'), coalesce(reason, '') FROM retrying r "
+            "LEFT JOIN dead d ON (r.site, r.run, r.writer, r.seq) = (d.site, d.run, d.writer, d.seq) ORDER BY number"
+        )
+        return [Letter(StreamKey(*row[:3]), *row[3:]) for row in rows]
+
+    def commit(
+        self, changes: Sequence[Commit], name: Named | None = None, retry: Letter | None = None
+    ) -> None:
+        """Commits what was delivered, the receiver's state with it, and the batch or dead letter that comes next."""
+        try:
+            self._commit(changes, name, retry)
+        except sqlite3.OperationalError as error:
+            is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            if not is_full or not self._give_back_space():
+                raise
+            self._commit(changes, name, retry)  # the database's own log had taken the space
+        self._overlay = {}
+
+    def _commit(self, changes: Sequence[Commit], name: Named | None, retry: Letter | None) -> None:
         with self._transaction():
             for change in changes:
                 self._apply(change)
@@ -235,14 +273,16 @@ class Store:
                 else:
                     self._db.execute("INSERT OR REPLACE INTO kv VALUES (?, ?)", (key, raw))
             if name is not None:
-                content = orjson.dumps(
-                    {"position": tuple(name.position), "last_seq": name.last_seq, "chosen": name.chosen}
-                )
+                content = orjson.dumps({**name._asdict(), "key": None, "position": tuple(name.position)})
                 self._db.execute(
                     "INSERT OR REPLACE INTO named (site, run, writer, content) VALUES (?, ?, ?, ?)",
                     (*name.key, content),
                 )
-        self._overlay = {}
+            if retry is not None:
+                self._db.execute(
+                    "INSERT OR IGNORE INTO retrying (site, run, writer, seq) VALUES (?, ?, ?, ?)",
+                    (*retry.key, retry.seq),
+                )
 
     def _apply(self, change: Commit) -> None:
         now = time.time_ns()
@@ -255,6 +295,8 @@ class Store:
                 "INSERT INTO skipped VALUES (?, ?) ON CONFLICT (type) DO UPDATE SET n = n + excluded.n",
                 (kind, count),
             )
+        if change.retried is not None:
+            self._apply_retried(change.retried, now)
         key = change.key
         if key is None or change.facts is None:
             return
@@ -266,11 +308,29 @@ class Store:
         )
         run("DELETE FROM named WHERE site = ? AND run = ? AND writer = ?", key)
         for seq, kind, reason in change.dead:
-            run("INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?)", (*key, seq, kind, reason, now))
+            run(
+                "INSERT OR REPLACE INTO dead (site, run, writer, seq, type, reason, time_ns) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, seq, kind, reason, now),
+            )
         for lost in change.lost:
             run("INSERT OR REPLACE INTO lost VALUES (?, ?, ?, ?, ?, ?, ?)", (*key, *lost, now))
         for bad in change.quarantined:
             run("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*key, *bad, now))
+
+    def _apply_retried(self, retried: Retried, now: int) -> None:
+        run, place = self._db.execute, (*retried.key, retried.seq)
+        where = "WHERE site = ? AND run = ? AND writer = ?"
+        run(f"DELETE FROM retrying {where} AND seq = ?", place)  # noqa: S608 - our own text
+        if retried.reason:  # one that was dropped meanwhile stays dropped
+            run(
+                "UPDATE dead SET reason = ?, time_ns = ?, retries = retries + 1, "  # noqa: S608 - our own text
+                f"state = CASE state WHEN 'retry' THEN 'dead' ELSE state END {where} AND seq = ?",
+                (retried.reason, now, *place),
+            )
+            return
+        run(f"DELETE FROM dead {where} AND seq = ?", place)  # noqa: S608 - our own text
+        run(f"UPDATE streams SET applied = applied + 1 {where}", retried.key)  # noqa: S608 - our own text
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -284,10 +344,22 @@ class Store:
                 self._db.execute("ROLLBACK")
             raise
 
+    def _give_back_space(self) -> bool:
+        """Moves what was committed from the log to the database. True when the log has no bytes any more."""
+        try:
+            busy, frames, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error:
+            return False
+        return not busy and not frames
+
     def count(self, table: str) -> int:
-        """How many rows `table` ("dead", "lost", "quarantine") has; for lost, how many seqs."""
+        """How many rows `table` ("dead", "lost", "quarantine") has; for lost, how many seqs.
+
+        Dead letters that somebody dropped are on record, and not counted.
+        """
         what = "coalesce(sum(last - first + 1), 0)" if table == "lost" else "count(*)"
-        return int(self._db.execute(f"SELECT {what} FROM {table}").fetchone()[0])  # noqa: S608 - our own table names
+        where = "WHERE state != 'dropped'" if table == "dead" else ""
+        return int(self._db.execute(f"SELECT {what} FROM {table} {where}").fetchone()[0])  # noqa: S608 - our own table names
 
 
 def _connect(path: str) -> sqlite3.Connection:

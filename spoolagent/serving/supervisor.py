@@ -29,6 +29,9 @@ _HEALTHY_S = 30.0
 """A worker that lived this long begins with a short backoff again."""
 _STOP_S = 30.0
 _TICK_S = 0.2
+_LONGEST_CALL_S = 86_400.0
+_SILENT_S = 20.0
+"""How long a worker may give no sign of life at all, at least: a busy machine, slow imports."""
 
 Report = Callable[[str], None]
 
@@ -55,6 +58,12 @@ class WorkerProcess:
     failed: str = ""
     code: int | None = None
     reader: threading.Thread | None = None
+    beat_at: float = 0.0
+    doing: str = "starting"
+    age_s: float = 0.0
+    stuck: int = 0
+    """How often in a row it was ended because it was stuck."""
+    is_ended_as_stuck: bool = False
 
     @property
     def name(self) -> str:
@@ -65,10 +74,11 @@ class WorkerProcess:
         """Starts the process and hands it its job."""
         self.ready.clear()
         self.done, self.failed, self.code = None, "", None
+        self.doing, self.age_s, self.is_ended_as_stuck = "starting", 0.0, False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "spoolagent.serving.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.started_at = time.monotonic()
+        self.started_at = self.beat_at = time.monotonic()
         self.send(encode_job(self.job))
         self.reader = threading.Thread(target=self._listen, args=(self.process,), daemon=True)
         self.reader.start()
@@ -92,13 +102,38 @@ class WorkerProcess:
                 continue
             if "say" in message:
                 self.report(str(message["say"]))
-            self.delivered = message.get("progress", self.delivered)
+            if "progress" in message:
+                self.delivered, self.stuck = message["progress"], 0
+            if "beat" in message:
+                self.beat_at = time.monotonic()
+                self.doing, self.age_s = str(message["beat"]["doing"]), float(message["beat"]["age_s"])
             if "done" in message:
                 self.done = message
             if "failed" in message:
                 self.failed = str(message["failed"])
             if "ready" in message:
                 self.ready.set()
+
+    @property
+    def patience_s(self) -> float:
+        """How long is too long: doubled each time in a row, so that a very long upload ends all the same."""
+        base = self.job.agent.stuck_after_s
+        return min(base * float(2**self.stuck), max(base, _LONGEST_CALL_S))
+
+    def end_if_stuck(self) -> None:
+        """SIGKILL when it is stuck: what hangs in a call does not listen to anything else."""
+        silent_s = time.monotonic() - self.beat_at
+        is_silent = silent_s > max(self.patience_s, _SILENT_S)
+        if self.process is None or self.is_ended_as_stuck or not (is_silent or self.age_s > self.patience_s):
+            return
+        self.is_ended_as_stuck = True
+        what = f"silent for {silent_s:.0f} s" if is_silent else f"{self.doing} for {self.age_s:.0f} s"
+        self.report(
+            f"{self.name}: its worker is stuck, {what}: killed; what it had not committed is delivered again"
+        )
+        self.stuck += 1
+        self.failed = "it was stuck"
+        self.process.kill()
 
     def close_stdin(self) -> None:
         """Asks the process to deliver what it holds and end."""
@@ -188,6 +223,7 @@ def serve(settings: ServeSettings, *, stop: threading.Event | None = None, repor
         sweep_at = 0.0
         while not stop.wait(_TICK_S):
             for process in processes:
+                process.end_if_stuck()
                 _keep_alive(process)
             if time.monotonic() >= sweep_at:
                 sweep_at = time.monotonic() + settings.agent.sweep_interval_s
@@ -253,6 +289,8 @@ def replay(
             for process in processes:
                 process.send(b"go\n")
             while not stop.is_set() and any(p.poll() is None for p in processes):
+                for process in processes:
+                    process.end_if_stuck()
                 progress({p.name: p.delivered for p in processes})
                 stop.wait(_TICK_S)
         finally:
@@ -264,6 +302,7 @@ def replay(
 def _wait_ready(processes: list[WorkerProcess], stop: threading.Event) -> None:
     for process in processes:
         while not process.ready.wait(_TICK_S) and not stop.is_set():
+            process.end_if_stuck()
             code = process.poll()
             if code is not None and not process.ready.is_set():
                 error = SpoolError(

@@ -1,5 +1,6 @@
 """One stream as a worker sees it: its reader, its cursor, and the chunk that waits for delivery."""
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -15,6 +16,9 @@ from spoolagent.format.spool import Spool
 from spoolagent.serving.chunks import merge
 from spoolagent.serving.store import Named, StreamFacts
 from spoolagent.settings import AgentSettings, ReceiverSettings
+
+_READ_ANYWAY = 30
+"""An unchanged stream is read every so many looks."""
 
 
 class Task:
@@ -43,6 +47,9 @@ class Task:
         self.held_since = 0.0
         self.named = False
         self.again = False
+        self.redoing: Named | None = None
+        """The batch that went out before a crash, while it cannot be read again."""
+        self._part: Chunk | None = None
         self.chosen: tuple[int, ...] | None = None
         """The seqs of the held chunk that a selection takes; None for all of them."""
         self.retry_at = 0.0
@@ -54,12 +61,17 @@ class Task:
         self._reader: StreamReader | None = None
         self._missing_since: tuple[str, float] | None = None
         self._ended_hint = False
+        self._seen: tuple[int, int, int] | None = None
+        self._skipped = 0
 
     # -- reading -------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
         """Reads on until a batch is full or the stream has no more. Raises OSError."""
-        if self.named:
+        if self.redoing is not None:
+            self._read_named(self.redoing)
+            return
+        if self.named or self._is_unchanged():
             return
         while not self.is_full:
             chunk = self._read_once()
@@ -73,6 +85,30 @@ class Task:
                 self._skip_to(chunk)
             if chunk.state != "more":
                 return
+
+    def _is_unchanged(self) -> bool:
+        """True when nothing has come since the reader was at the end: two stats instead of a read.
+
+        Every so often it reads all the same: times are a hint, never the truth.
+        """
+        if self.held is not None:
+            return False  # and what was seen stays as it is: a full batch is not read on
+        seen, self._seen = self._seen, self._look()
+        if self.state != "waiting" or seen is None or seen != self._seen:
+            self._skipped = 0
+            return False
+        self._skipped = (self._skipped + 1) % _READ_ANYWAY
+        return self._skipped != 0
+
+    def _look(self) -> tuple[int, int, int] | None:
+        if self._reader is None or not self._reader.position.segment:
+            return None
+        try:
+            folder = os.stat(self._dir)
+            file = os.stat(os.path.join(self._dir, segment_name(self._reader.position.segment)))
+        except OSError:
+            return None
+        return folder.st_mtime_ns, file.st_size, file.st_mtime_ns
 
     def _skip_to(self, chunk: Chunk) -> None:
         """Moves over a header or seal, which resolves nothing."""
@@ -123,18 +159,31 @@ class Task:
         return self.facts.spool == self._spool.uuid
 
     def redo(self, named: Named) -> None:
-        """After a crash: holds exactly the batch that was named, to be delivered again."""
-        self.held = None
+        """After a crash: the batch that was named comes next, exactly as it was. Raises OSError."""
+        self.held, self._part, self.redoing = None, None, named
+        self._read_named(named)
+
+    def _read_named(self, named: Named) -> None:
+        """Holds the named batch when all of it can be read; until then nothing else of the stream."""
         reader = self._open()
-        while reader is not None and reader.position.next_seq <= named.last_seq:
-            chunk = reader.read(1 << 20, until_seq=named.last_seq)
-            self.held = merge(self.held, chunk)
-            self.state, self.note = chunk.state, chunk.note
-            if chunk.state != "more":
-                break
-        if self.held is None or self.held.is_empty:
-            self.held = None
+        if reader is None:
             return
+        reader.impatient = named.damaged
+        try:
+            while reader.position.next_seq <= named.last_seq:
+                chunk = reader.read(1 << 20, until_seq=named.last_seq)
+                self._part = merge(self._part, chunk)
+                self.state, self.note = chunk.state, chunk.note
+                if chunk.state != "more":
+                    break
+        finally:
+            reader.impatient = False
+        if reader.position.next_seq <= named.last_seq and self.state not in ("closed", "dead"):
+            return  # its bytes are away or bad; they may come back
+        self.redoing = None
+        if self._part is None or self._part.is_empty:
+            return
+        self.held, self._part = self._part, None
         self.held_since = self._clock()
         self.named = self.again = True
         self.chosen = named.chosen
@@ -169,14 +218,15 @@ class Task:
 
     @property
     def looks_ended(self) -> bool:
-        """True when the stream on disk has ended, read or not."""
+        """True when the stream on disk has ended, read or not. False, too, while that cannot be read."""
         if not self._ended_hint:
-            segments = list_segments(self._dir)
-            if segments:
-                last = segments[-1]
-                self._ended_hint = is_closed(os.path.join(self._dir, segment_name(last))) or (
-                    read_end(self._dir, last) is not None
-                )
+            with contextlib.suppress(OSError):
+                segments = list_segments(self._dir)
+                if segments:
+                    last = segments[-1]
+                    self._ended_hint = is_closed(os.path.join(self._dir, segment_name(last))) or (
+                        read_end(self._dir, last) is not None
+                    )
         return self._ended_hint
 
     @property

@@ -3,9 +3,11 @@
 The same loop serves a client's own spool, a server's, and `replay`.
 """
 
+import contextlib
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
@@ -15,21 +17,25 @@ import orjson
 from spoolagent.contract import Batch, Outcome, Receiver, RunEnd
 from spoolagent.errors import Refused, Transient, Unreachable
 from spoolagent.format import durable
-from spoolagent.format.events import Event
+from spoolagent.format.events import Event, check
 from spoolagent.format.layout import AGENT_DIR, StreamKey, blob_dir
 from spoolagent.format.listing import Listing
 from spoolagent.format.reader import START, Bad, Chunk, Position
 from spoolagent.format.spool import Spool
+from spoolagent.serving.activity import Activity
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.chunks import halves, split_valid
+from spoolagent.serving.retries import Retries, Retry
 from spoolagent.serving.runs import StreamView, derive
-from spoolagent.serving.store import Commit, Named, Store, StreamFacts
+from spoolagent.serving.store import Commit, Letter, Named, Retried, Store, StreamFacts
 from spoolagent.serving.task import Task
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
 
 _SLOW_SWEEP_S = 30.0
 """How often streams that were killed, delivered and left alone are looked at: a suspended writer may wake."""
 _NOTE_EVERY_S = 1.0
+_REST_S = 1.0
+"""How much longer than it was told a wait may take before it counts as a hang."""
 _EVERYTHING = Selection()
 
 
@@ -41,10 +47,10 @@ class Hints(Protocol):
 
 
 class _HeldRun:
-    """A run whose tracker said "not now" to a batch of the stream `key`."""
+    """A run whose tracker said "not now" to a batch of `owner`, which comes next then."""
 
-    def __init__(self, key: StreamKey) -> None:
-        self.key = key
+    def __init__(self, owner: Task | Retry) -> None:
+        self.owner = owner
         self.backoff = Backoff()
 
 
@@ -68,28 +74,39 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         should_stop: Callable[[], bool] = lambda: False,
         on_batch: Callable[[], None] = lambda: None,
+        activity: Activity | None = None,
     ) -> None:
         self._spool, self._receiver, self._store = spool, receiver, store
         self._agent, self._limits, self._hints = agent, limits, hints
         self._selection = selection or _EVERYTHING
         self._report, self._clock, self._should_stop = report, clock, should_stop
         self._on_batch = on_batch
+        self._activity = activity or Activity()
         self._tasks: dict[StreamKey, Task] = {}
         self._finished: dict[StreamKey, StreamFacts] = {}
         """Streams that are ended and delivered: out of the sweep."""
         self._runs: dict[tuple[str, str], set[StreamKey]] = {}
+        self._redoing: set[StreamKey] = set()
+        """Streams whose batch went out before a crash, and cannot be read again now."""
+        self._redo_until = 0.0
         self._pending: list[Commit] = []
         self._backoff = Backoff()
         self._held_runs: dict[tuple[str, str], _HeldRun] = {}
         self._resume_at = 0.0
         self._error = ""
+        self._disk_refuses = False
+        """The cursor store took no commit when it was last asked."""
         self._draining = False
         self._visitors: set[StreamKey] = set()
         """Streams that are not selected, of which only the batch named before a crash is delivered."""
         self._listing = Listing(spool.path)
+        self._retries = Retries(spool.path, store, self._selection)
         self._touched: set[tuple[str, str]] = set()
         self._noted_at = -_NOTE_EVERY_S
         self._slow_sweep_at = 0.0
+        self._not_yet: set[StreamKey] = set()
+        """Streams that hold a batch which is due, and waits for something else."""
+        self._calm_at = clock()
         self.progress_at = clock()
         """When something was last committed or nothing was to be done."""
         self.delivered = 0
@@ -110,6 +127,7 @@ class Worker:
                 self._finished[key] = facts
             else:
                 self._add(self._task(key, position, facts))
+        self._redo_until = self._clock() + self._agent.patience_s
         for named in self._store.named():
             self._redo(named)
 
@@ -120,7 +138,10 @@ class Worker:
             position, facts = self._store.streams().get(key, (START, StreamFacts()))
             self._finished.pop(key, None)
             self._add(self._task(key, position, facts))
-        self._tasks[key].redo(named)
+        with contextlib.suppress(OSError):  # it is tried again with the next round
+            self._tasks[key].redo(named)
+        if self._tasks[key].redoing is not None:
+            self._redoing.add(key)
         if not self._selection.takes_run(key.site, key.run):
             self._visitors.add(key)
 
@@ -147,26 +168,31 @@ class Worker:
             if hinted is None or now >= sweep_at:
                 self._discover()
                 sweep_at = now + self._agent.sweep_interval_s
-                self._work(list(self._tasks.values()))
+                has_more = self._work(list(self._tasks.values()))
             else:
-                self._work(self._hinted(hinted))
+                has_more = self._work(self._hinted(hinted))
+            self._see_stall()
             self._note()
             if until_drained and self.is_drained():
                 break
-            hinted = self._hints.wait(max(0.0, min(self._next_due(), sweep_at - self._clock())))
+            rest_s = max(0.0, 0.0 if has_more else min(self._next_due(), sweep_at - self._clock()))
+            self._activity.begin("idle", allowed_s=rest_s + _REST_S)
+            hinted = self._hints.wait(rest_s)
+            self._activity.begin("looking at streams")
         self._drain()
 
     def _hinted(self, keys: Iterable[StreamKey]) -> list[Task]:
         for key in keys:
             if key not in self._tasks:
                 self._consider(key)
-        waiting = [task for task in self._tasks.values() if task.held is not None]
+        waiting = [t for t in self._tasks.values() if t.held is not None or t.state == "more"]
         return list(
             {id(t): t for t in [*waiting, *(self._tasks[k] for k in keys if k in self._tasks)]}.values()
         )
 
     def _discover(self) -> None:
         """Looks for streams that are new, and now and then at those that were taken for finished."""
+        self._retries.sweep()
         for key in self._listing.streams():
             if key not in self._tasks and key not in self._finished:
                 self._consider(key)
@@ -188,10 +214,16 @@ class Worker:
             return
         self._add(self._task(key, START, StreamFacts()))
 
-    def _work(self, tasks: list[Task]) -> None:
-        """Round after round over the streams, a batch each, until nothing is left to do now."""
+    def _work(self, tasks: list[Task]) -> bool:
+        """Round after round over the streams, a batch each, until nothing is left to do now.
+
+        Or until the next sweep is due, then True: a tracker that is slower than the writers must not keep new
+        streams from being found, nor runs from being told how they ended.
+        """
         if self._unsure and not self._retell():
-            return
+            return False
+        until = self._clock() + self._agent.sweep_interval_s
+        self._retry_named()
         tasks.sort(key=lambda t: (not t.named, t.facts.attempt, t.facts.created_ns, t.key))
         busy = True
         while busy and not (self._should_stop() and not self._draining):
@@ -200,22 +232,31 @@ class Worker:
                 if self._clock() < self._resume_at or (self._should_stop() and not self._draining):
                     break
                 busy |= self._turn(task)
-            if self._draining:
-                break  # only what was held: a backlog would take longer than the supervisor waits
+            if self._draining or self._clock() >= until:
+                break  # at a stop only what was held: a backlog would take longer than the supervisor waits
+        self._retry_marked(until)
         self._settle(tasks)
+        return busy
 
     def _turn(self, task: Task) -> bool:
         """One batch of one stream; True when it was delivered."""
+        self._activity.begin("reading", task.key)
+        self._not_yet.discard(task.key)
         try:
             task.fill()
         except OSError as error:
             task.state, task.note = "blocked", f"cannot be read: {error}"
             return False
         due_s = task.due_in(draining=self._draining)
-        if due_s is None or due_s > 0 or self._is_held(task):
+        if due_s is None or due_s > 0:
+            return False
+        self._not_yet.add(task.key)
+        if self._is_held(task):
             return False
         if task.named:  # it went out before, in whole or in part: nothing may come between
             return self._deliver(task)
+        if self._waits_for_redo():
+            return False
         if task.key in self._visitors or self._comes_later(task):
             return False
         missing = task.missing_blob()
@@ -224,10 +265,23 @@ class Worker:
             return False
         return self._deliver(task)
 
-    def _is_held(self, task: Task) -> bool:
-        """True while another stream's batch of the same run was not taken: that one comes first, as it was."""
+    def _waits_for_redo(self) -> bool:
+        """True while a batch that may have been delivered in part is not at hand: a file would not go on as it must.
+
+        For as long as bad bytes are waited for at most; then the others go on, and such a file is left for a new one.
+        """
+        for key in list(self._redoing):
+            if key not in self._tasks or self._tasks[key].redoing is None:
+                self._redoing.discard(key)
+        return bool(self._redoing) and self._clock() < self._redo_until
+
+    def _is_held(self, task: Task | Retry) -> bool:
+        """True while another batch of the same run was not taken: that one comes first, as it was."""
         hold = self._held_runs.get((task.key.site, task.key.run))
-        return hold is not None and hold.key != task.key
+        if hold is None or hold.owner is task:
+            return False
+        task.retry_at = max(task.retry_at, hold.owner.retry_at)
+        return True
 
     def _comes_later(self, task: Task) -> bool:
         """True while an earlier attempt of the run, or an earlier stream that has ended, has undelivered events.
@@ -261,11 +315,14 @@ class Worker:
     def _deliver(self, task: Task) -> bool:
         held = task.held
         assert held is not None
+        if not self._quarantine(task.key, held.bad):
+            return False
         good, dead = split_valid(held.events)
         good = self._chosen(task, good)
         outcome = Outcome()
         if good:
-            name = Named(task.key, held.position, held.position.next_seq - 1, task.chosen)
+            is_damaged = bool(held.lost or held.bad)
+            name = Named(task.key, held.position, held.position.next_seq - 1, task.chosen, is_damaged)
             if not self._commit(name):
                 return False
             task.named = True
@@ -276,7 +333,6 @@ class Worker:
                 return False
         kinds = {event.seq: event.type for event in good}
         dead += [(seq, kinds.get(seq, "?"), reason) for seq, reason in outcome.dead.items()]
-        self._quarantine(task.key, held.bad)
         facts = _updated(task.facts, held)
         task.facts = facts
         self._pending.append(
@@ -293,6 +349,7 @@ class Worker:
         )
         self._say_damage(task, dead)
         task.delivered()
+        self._not_yet.discard(task.key)
         self.delivered += len(good)
         self._on_batch()
         if task.key not in self._visitors:
@@ -308,8 +365,10 @@ class Worker:
         taken = frozenset(task.chosen)
         return [event for event in events if event.seq in taken]
 
-    def _try(self, task: Task, batch: Batch, outcome: Outcome) -> bool:
+    def _try(self, task: Task | Retry, batch: Batch, outcome: Outcome) -> bool:
         """True when the whole batch is resolved. False: it stays named, and is tried again later."""
+        first, last = batch.events[0].seq, batch.events[-1].seq
+        self._activity.begin(f"delivering seqs {first} to {last} of", task.key)
         run = (task.key.site, task.key.run)
         mark = self._store.mark()
         try:
@@ -318,9 +377,13 @@ class Worker:
             self._store.rollback(mark)
             self._away(f"{error}")
             return False
+        except sqlite3.Error as error:
+            self._store.rollback(mark)
+            self._refused_by_disk(error)
+            return False
         except Transient as error:
             self._store.rollback(mark)
-            hold = self._held_runs.setdefault(run, _HeldRun(task.key))
+            hold = self._held_runs.setdefault(run, _HeldRun(task))
             task.retry_at = self._clock() + hold.backoff.failed(error.retry_after_s)
             task.note = self._error = str(error)
             if hold.backoff.failures == 1:
@@ -330,12 +393,81 @@ class Worker:
         self._is_back()
         return True
 
+    # -- dead letters that somebody wants delivered again ------------------------------------------------------
+
+    def _retry_named(self) -> None:
+        """Before all else, what went out and was not committed: nothing may come between."""
+        try:
+            named = self._retries.named()
+        except OSError as error:  # whether it was applied can only be known by delivering it again
+            self._away(f"a dead letter that was being retried cannot be read: {error}")
+            return
+        self._retry_each(named, None)
+
+    def _retry_marked(self, until: float) -> None:
+        """After everything else that is due, the next page of what is marked in the database."""
+        if self._draining or self._clock() < self._resume_at or self._should_stop():
+            return
+        if any(change.retried is not None for change in self._pending) and not self._commit():
+            return
+        self._retry_each(self._retries.due(), until)
+
+    def _retry_each(self, retries: list[Retry], until: float | None) -> None:
+        """In their order, until the next sweep is due; at least one."""
+        ends: Counter[str] = Counter()
+        for retry in retries:
+            if self._clock() < self._resume_at or (self._should_stop() and not retry.named):
+                break
+            if self._clock() < retry.retry_at or self._is_held(retry):
+                continue
+            ends[self._retry(retry)] += 1
+            if until is not None and self._clock() >= until:
+                break
+        if applied := ends["applied"]:
+            self._report(f"{self._limits.name}: {applied} dead letters were retried and delivered")
+        if again := ends["refused"]:
+            self._report(f"{self._limits.name}: {again} dead letters were retried and are still dead letters")
+
+    def _retry(self, retry: Retry) -> str:
+        """Delivers one dead letter again: "applied", "refused", or "" when it is to be tried again."""
+        event, why, outcome = retry.event, retry.why, Outcome()
+        if event is not None:
+            why = check(event) or ""
+        if event is not None and not why:
+            if not retry.named and not self._commit(retry=retry.letter):
+                return ""
+            retry.named = True
+            blobs = blob_dir(self._spool.path, retry.key.site)
+            stream = self._retries.stream(retry)
+            if not self._try(retry, Batch(stream=stream, events=(event,), blobs=blobs, again=True), outcome):
+                return ""
+            why = outcome.dead.get(event.seq, "")
+        self._retries.resolved(retry)
+        letter = retry.letter
+        self._pending.append(Commit(retried=Retried(letter.key, letter.seq, why), skipped=outcome.skipped))
+        if why:
+            return "refused"
+        self.delivered += 1
+        self._on_batch()
+        self._tell_again((letter.key.site, letter.key.run))
+        return "applied"
+
+    def _tell_again(self, run: tuple[str, str]) -> None:
+        """An event that came late may have reopened the run in its tracker: its state is told once more."""
+        told = self._told.get(run)
+        if told is None or told["status"] == "running":
+            return
+        self._told[run] = {**told, "sure": False}
+        self._pending.append(Commit(told=(*run, self._told[run])))
+        if run not in self._unsure:
+            self._unsure.append(run)
+
     def _bisect(self, batch: Batch, outcome: Outcome) -> None:
         """Delivers the batch; when it is refused, its halves, down to the one event that is a dead letter."""
         mark = self._store.mark()
         try:
             part = self._receiver.deliver(batch)
-        except (Unreachable, Transient, OSError):
+        except (Unreachable, Transient, OSError, sqlite3.Error):  # the last: our own store, at a checkpoint
             raise
         except Exception as error:  # noqa: BLE001 - Refused, or a record that a receiver chokes on: it must not stop the rest
             self._store.rollback(mark)
@@ -373,27 +505,43 @@ class Worker:
         if len(dead) > 3:
             self._report(f"{self._limits.name}: {task.key}: {len(dead) - 3} more dead letters in this batch")
 
-    def _quarantine(self, key: StreamKey, bad: list[Bad]) -> None:
-        """Keeps bytes that are no valid line aside, once for all receivers."""
+    def _quarantine(self, key: StreamKey, bad: list[Bad]) -> bool:
+        """Keeps bytes that are no valid line aside, once for all receivers. False when the disk refuses."""
         folder = os.path.join(self._spool.path, AGENT_DIR, "quarantine", *key)
-        for piece in bad:
-            path = os.path.join(folder, f"{piece.segment:020d}-{piece.offset}")
-            if not os.path.exists(path):
-                durable.make_dirs(folder)
-                durable.write_file(path, piece.data)
+        try:
+            for piece in bad:
+                path = os.path.join(folder, f"{piece.segment:020d}-{piece.offset}")
+                if not os.path.exists(path):
+                    durable.make_dirs(folder)
+                    durable.write_file(path, piece.data)
+        except OSError as error:
+            self._away(f"damaged bytes cannot be kept aside: {error}")
+            return False
+        return True
 
     # -- committing --------------------------------------------------------------------------------------------
 
-    def _commit(self, name: Named | None = None) -> bool:
-        """Commits what is pending, and names the next batch. False when the disk refuses: all is kept."""
+    def _commit(self, name: Named | None = None, retry: Letter | None = None) -> bool:
+        """Commits what is pending, and names what is delivered next. False when the disk refuses: all is kept."""
+        self._activity.begin("committing to", self._store.path)
         try:
-            self._store.commit(self._pending, name)
+            self._store.commit(self._pending, name, retry)
         except (sqlite3.Error, OSError) as error:
-            self._away(f"{self._store.path}: {error}")
+            self._refused_by_disk(error)
             return False
         self._pending.clear()
         self.progress_at = self._clock()
+        if self._disk_refuses:
+            self._disk_refuses = False
+            self._resume_at = self._clock()
+            self._is_back()
         return True
+
+    def _refused_by_disk(self, error: Exception) -> None:
+        """The disk of the cursors is full or fails: nothing is delivered until it takes a commit."""
+        self._disk_refuses = True
+        if self._clock() >= self._resume_at:  # it is asked at every sweep, but that is one failure
+            self._away(f"{self._store.path}: {error}")
 
     def _settle(self, tasks: list[Task]) -> None:
         """After a round: commits, takes ended streams out of the sweep, tells the receiver how runs stand."""
@@ -417,6 +565,8 @@ class Worker:
         self._tell(tasks)
 
     def _tell(self, tasks: list[Task]) -> None:
+        if self._waits_for_redo():
+            return
         quiet = {(t.key.site, t.key.run) for t in tasks if t.held is None and self._is_presumed_dead(t)}
         for run in sorted(self._touched | quiet):
             if self._clock() < self._resume_at:
@@ -460,7 +610,7 @@ class Worker:
         try:
             self._store.commit([*self._pending, Commit(told=(end.site, end.run, {**content, "sure": False}))])
         except (sqlite3.Error, OSError) as error:
-            self._away(f"{self._store.path}: {error}")
+            self._refused_by_disk(error)
             return False
         self._pending.clear()
         self._told[end.site, end.run] = {**content, "sure": False}
@@ -469,9 +619,10 @@ class Worker:
     def _set_status(self, end: RunEnd) -> bool:
         content = {**self._told[end.site, end.run], "sure": True}
         mark = self._store.mark()
+        self._activity.begin("telling the state of", f"{end.site}/{end.run}")
         try:
             self._receiver.set_status(end)
-        except (Unreachable, Transient, OSError) as error:
+        except (Unreachable, Transient, OSError, sqlite3.Error) as error:
             self._store.rollback(mark)
             self._away(str(error))
             self._unsure.append((end.site, end.run))
@@ -502,18 +653,45 @@ class Worker:
 
     def is_drained(self) -> bool:
         """True when everything that can be delivered now has been, and is committed."""
-        if self._pending or self._touched or self._unsure:
+        if self._pending or self._touched or self._unsure or not self._retries.is_done:
             return False
-        return all(t.held is None and t.state not in ("more", "new", "blocked") for t in self._tasks.values())
+        if self._listing.unreadable:
+            return False
+        return not any(
+            t.held is not None or t.redoing is not None or t.state in ("more", "new", "blocked")
+            for t in self._tasks.values()
+        )
 
-    def blocked(self) -> list[tuple[StreamKey, str]]:
-        """Streams in which something is missing or bad, with the reason."""
-        return [(t.key, t.note) for t in self._tasks.values() if t.state in ("blocked", "parked")]
+    def blocked(self) -> list[tuple[str, str]]:
+        """Streams in which something is missing or bad, and directories that cannot be read, with the reason."""
+        streams = [
+            (str(t.key), t.note)
+            for t in self._tasks.values()
+            if t.state in ("blocked", "parked") or t.redoing is not None
+        ]
+        return [*self._listing.unreadable.items(), *streams]
 
     @property
     def is_failing(self) -> bool:
         """True while the tracker does not take what it is given."""
         return self._clock() < self._resume_at or bool(self._held_runs)
+
+    @property
+    def retry_in_s(self) -> float:
+        """Seconds until a tracker that is failing is tried again."""
+        held = [hold.owner.retry_at for hold in list(self._held_runs.values())]
+        return max(0.0, max(self._resume_at, min(held, default=0.0)) - self._clock())
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long a batch has been due, and nothing is committed, though no tracker fails. 0 when all is well."""
+        return max(0.0, self._clock() - max(self.progress_at, self._calm_at))
+
+    def _see_stall(self) -> None:
+        """A batch that is due waits a moment for an earlier one of its run; for ever would be a fault of ours."""
+        waits = (t for key in self._not_yet if (t := self._tasks.get(key)) is not None)
+        if self.is_failing or all(t.held is None or t.state == "blocked" for t in waits):
+            self._calm_at = self._clock()
 
     @property
     def error(self) -> str:
@@ -522,7 +700,14 @@ class Worker:
 
     def _next_due(self) -> float:
         """Seconds until there is something to do without any hint."""
-        due = [d for t in self._tasks.values() if (d := t.due_in(draining=False)) is not None]
+        now = self._clock()
+        due = [
+            d
+            for t in self._tasks.values()
+            if (d := t.due_in(draining=False)) is not None and (d > 0 or t.key not in self._not_yet)
+        ]
+        if (retry_s := self._retries.next_due_s(now)) is not None:
+            due.append(retry_s)
         soonest = min(due, default=self._agent.sweep_interval_s)
         return max(soonest, self._resume_at - self._clock())
 
@@ -546,8 +731,9 @@ class Worker:
             "name": self._limits.name,
             "spec": self._limits.spec,
             "error": self._error if self.is_failing else "",
-            "retry_in_s": round(max(0.0, self._resume_at - now), 3),
-            "blocked": [{"stream": str(key), "note": why} for key, why in self.blocked()[:100]],
+            "state": "backoff" if self.is_failing else "working" if self._not_yet else "idle",
+            "retry_in_s": round(self.retry_in_s, 3),
+            "blocked": [{"stream": name, "note": why} for name, why in self.blocked()[:100]],
             "open": len(self._tasks),
             "finished": len(self._finished),
             "stopped": force,

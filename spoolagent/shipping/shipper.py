@@ -136,7 +136,7 @@ class Shipper:
                 except SpoolError as error:
                     if isinstance(error, UsageError) and not isinstance(error, AnotherSpool):
                         raise
-                    failed = error
+                    failed, self._is_open = error, False
                 if failed is not None and (not self._is_open or self._failing >= _IN_A_ROW):
                     failures += 1
                     self._tally.note("away", None, str(failed))
@@ -195,6 +195,7 @@ class Shipper:
             self._recheck()
         try:
             if keys is None:
+                self._known.open()  # also with nothing to ship: whether it is still there, and still the same
                 self._blobs.retry_missing()
             for key in self._all() if keys is None else keys:
                 if self._stop.is_set():

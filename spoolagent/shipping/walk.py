@@ -7,9 +7,8 @@ from typing import Literal
 
 from spoolagent.errors import FormatError
 from spoolagent.format import durable, ends, layout
-from spoolagent.format.layout import FORMAT
 from spoolagent.format.header import read_segment_header
-from spoolagent.format.layout import StreamKey
+from spoolagent.format.layout import FORMAT, StreamKey
 from spoolagent.format.lines import MAX_LINE, decode_line
 from spoolagent.format.reader import PATIENCE_ELSEWHERE_S
 from spoolagent.shipping import compare
@@ -232,8 +231,8 @@ class Walk:
         if seal is not None and seal.get("closed") is True:
             return "done"
         end = ends.read_end(self._path, segment.first_seq)
-        if end is None or end.length > offset or self._limit(segment, unread=False) > offset:
-            return "current"
+        if end is None or end.length > offset or self._limit(segment, unread=False) != end.length:
+            return "current"  # none, not there yet, or void: its writer went on
         name = layout.end_name(segment.first_seq)
         raw = read_side(self._path, name)
         if raw != self._copy.side(name):

@@ -1,0 +1,72 @@
+"""The tables of a receiver's database, and how an older one becomes one of this version."""
+
+import contextlib
+import sqlite3
+
+from spoolagent.errors import SpoolError
+from spoolagent.format.durable import fault_point
+
+VERSION = 2
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE streams (
+    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL,
+    segment INTEGER NOT NULL, offset INTEGER NOT NULL, next_seq INTEGER NOT NULL,
+    applied INTEGER NOT NULL DEFAULT 0, facts BLOB NOT NULL,
+    PRIMARY KEY (site, run, writer)) WITHOUT ROWID;
+CREATE TABLE named (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, content BLOB NOT NULL,
+    UNIQUE (site, run, writer));
+CREATE TABLE dead (
+    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, seq INTEGER NOT NULL,
+    type TEXT NOT NULL, reason TEXT NOT NULL, time_ns INTEGER NOT NULL,
+    PRIMARY KEY (site, run, writer, seq)) WITHOUT ROWID;
+CREATE TABLE lost (
+    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    reason TEXT NOT NULL, time_ns INTEGER NOT NULL,
+    PRIMARY KEY (site, run, writer, first)) WITHOUT ROWID;
+CREATE TABLE quarantine (
+    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+    length INTEGER NOT NULL, reason TEXT NOT NULL, time_ns INTEGER NOT NULL,
+    PRIMARY KEY (site, run, writer, segment, offset)) WITHOUT ROWID;
+CREATE TABLE skipped (type TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE told (site TEXT NOT NULL, run TEXT NOT NULL, content BLOB NOT NULL, PRIMARY KEY (site, run)) WITHOUT ROWID;
+"""
+"""Version 1. What came later is added by the steps below, also to a new database: there is one way only."""
+
+STEPS = {
+    # Dead letters that an operator wants delivered again, or does not want at all; those that are under way.
+    1: """
+ALTER TABLE dead ADD COLUMN state TEXT NOT NULL DEFAULT 'dead';
+ALTER TABLE dead ADD COLUMN retries INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX dead_marked ON dead (state) WHERE state = 'retry';
+CREATE TABLE retrying (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, seq INTEGER NOT NULL,
+    UNIQUE (site, run, writer, seq));
+""",
+}
+"""Version -> what makes the next one of it."""
+
+
+def prepare(db: sqlite3.Connection, path: str) -> None:
+    """Makes the tables of a new database; brings an older one up to date, in place, in one transaction.
+
+    Only for who holds the target's lock. Raises SpoolError when a later version wrote it.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    fault_point("commit", path)
+    if version == VERSION:
+        return
+    if version > VERSION:
+        raise SpoolError(f"{path} is of version {version}, this version uses {VERSION}: upgrade spoolagent")
+    script = SCHEMA if version == 0 else ""
+    script += "".join(STEPS[step] for step in range(max(1, version), VERSION))
+    try:
+        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={VERSION}; COMMIT;")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise

@@ -1,0 +1,421 @@
+"""File-system trouble: hints that never come, files that are replaced, moved and restored, and very many of them.
+
+How many events and streams the measuring tests take comes from SPOOLAGENT_WAITING (10^6) and SPOOLAGENT_STREAMS
+(10^4); `make torture` takes 10^7.
+"""
+
+import json
+import os
+import random
+import shutil
+import threading
+from collections import Counter
+
+import pytest
+import schedule_help as h
+from mlflow_help import client_of, history, runs_in
+from spool_help import make_writer, streams, until, write_metrics
+
+from spoolagent.format import layout, stream
+from spoolagent.format.ends import read_end
+from spoolagent.format.spool import create_spool, open_spool
+from spoolagent.serving.registry import load_receiver
+from spoolagent.serving.store import Store
+from spoolagent.serving.worker import Worker
+from spoolagent.settings import AgentSettings, ReceiverSettings
+from spoolagent.undertaker import Undertaker
+from spoolagent.watching import Watcher
+
+WAITING = int(os.environ.get("SPOOLAGENT_WAITING", "1000000"))
+STREAMS = int(os.environ.get("SPOOLAGENT_STREAMS", "10000"))
+
+
+def finished(writer):
+    writer.append("run_end", {"status": "finished", "exit_code": 0})
+    writer.close()
+
+
+def finished_run(spool, count=40, run="run-1", **options):
+    writer = make_writer(spool, run=run, **options)
+    write_metrics(writer, count)
+    folder = writer._dir
+    finished(writer)
+    return folder
+
+
+# -- hints -------------------------------------------------------------------------------------------------------
+
+
+class Served:
+    """A worker in a thread, with real hints and the real clock, into a JSON-lines file."""
+
+    def __init__(self, spool, out, *, poll=None, sweep_s=1.0):
+        self.spool, self.out, self.stop = open_spool(str(spool)), str(out), threading.Event()
+        self.watcher = Watcher(self.spool.path, poll)
+        self.receiver = load_receiver(f"jsonl:{out}", {})
+        self.agent = AgentSettings(spool=self.spool.path, sweep_interval_s=sweep_s)
+        self.thread = threading.Thread(target=self._run)
+        self.said = []
+
+    def _run(self):
+        with Store(self.spool.path, self.receiver.identity) as store:
+            self.receiver.open(store)
+            Worker(
+                self.spool,
+                self.receiver,
+                store,
+                agent=self.agent,
+                limits=ReceiverSettings(name="it", spec="it:", flush_interval_s=0.0),
+                hints=self.watcher,
+                report=self.said.append,
+                should_stop=self.stop.is_set,
+            ).run()
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.stop.set()
+        self.watcher.interrupt()
+        self.thread.join(60)
+        self.watcher.close()
+        assert not self.thread.is_alive()
+
+    def holds_all(self):
+        return h.in_jsonl(self.out)[0] == h.issued(self.spool.path)
+
+
+def test_a_real_overflow_of_the_inotify_queue(tmp_path):
+    """More directories come than the kernel's queue holds, while nobody reads it; then everything is looked at."""
+    spool = tmp_path / "spool"
+    create_spool(str(spool))
+    finished_run(spool, run="first")
+    with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
+        most = int(file.read())
+    assert most <= 100_000, "this machine's queue is too long to be filled in a test"
+    served = Served(spool, tmp_path / "events.jsonl", sweep_s=3600.0)  # no sweep comes to its help
+    runs = spool / "sites" / "site-1" / "runs"
+    for number in range(most + 100):
+        os.mkdir(runs / f"empty-{number}")
+    finished_run(spool, run="last")
+    with served:
+        until(served.holds_all, what="the run that came after the overflow")
+        finished_run(spool, run="later")
+        until(served.holds_all, what="hints as before")
+
+
+@pytest.mark.parametrize("poll", [True, None])
+def test_events_that_are_never_sent(tmp_path, monkeypatch, poll):
+    """A network mount: by the operator's word, and by the type of the file system."""
+    monkeypatch.setattr("spoolagent.watching.file_system", lambda path: "nfs4")
+    spool = tmp_path / "spool"
+    create_spool(str(spool))
+    with Served(spool, tmp_path / "events.jsonl", poll=poll, sweep_s=0.1) as served:
+        assert not served.watcher.has_hints
+        writer = make_writer(spool, segment_bytes=2000)
+        for first in range(0, 100, 20):
+            write_metrics(writer, 20, first=first)
+            until(served.holds_all, what=f"the events from {first} on")
+        finished(writer)
+        until(served.holds_all, what="the rest")
+
+
+def test_no_watch_is_left_for_the_streams(tmp_path, monkeypatch):
+    """fs.inotify.max_user_watches is reached: the sweep finds what no hint tells."""
+    import errno
+
+    spool = tmp_path / "spool"
+    create_spool(str(spool))
+    real = __import__("spoolagent.watching", fromlist=["_Inotify"])._Inotify.add
+
+    def add(self, path, mask):
+        if "/runs/" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, path, mask)
+
+    monkeypatch.setattr("spoolagent.watching._Inotify.add", add)
+    with Served(spool, tmp_path / "events.jsonl", sweep_s=0.1) as served:
+        for number in range(3):
+            finished_run(spool, run=f"run-{number}")
+            until(served.holds_all, what="a run that nobody hinted")
+
+
+# -- replaced, moved, restored -----------------------------------------------------------------------------------
+
+
+def rsync(source, target, rng):
+    """As rsync does it: each file is copied under a temporary name, then renamed over the old one. In any order.
+
+    What is copied is what was there when rsync came by: a segment may end in the middle of a line.
+    """
+    files = [path for path in source.rglob("*") if path.is_file() and path.name != "LIVE"]
+    files = [path for path in files if ".agent" not in path.parts and path.name != "spool.json"]
+    rng.shuffle(files)
+    for path in files:
+        final = target / path.relative_to(source)
+        data = path.read_bytes()
+        if rng.random() < 0.5:
+            data = data[: rng.randint(len(data) * 2 // 3, len(data))]
+        if final.exists() and final.stat().st_size > len(data):
+            continue  # rsync would not bring back less: the source only grows
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.parent / f".{final.name}.{rng.randbytes(3).hex()}"
+        temporary.write_bytes(data)
+        os.replace(temporary, final)
+        yield
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_files_that_are_replaced_by_rename_while_they_are_tailed(tmp_path, seed):
+    rng, client, server = random.Random(seed), tmp_path / "client", tmp_path / "server"
+    create_spool(str(server))
+    writers = [make_writer(client, run=f"run-{n}", segment_bytes=1500) for n in range(2)]
+    for step in range(6):
+        for writer in writers:
+            write_metrics(writer, 15, first=15 * step)
+        turns = iter(rsync(client, server, rng))
+        while next(turns, "over") != "over":
+            if rng.random() < 0.5:
+                done = h.deliver(server, f"jsonl:{tmp_path}/events.jsonl", passes=2, drain=False)
+                assert (done.dead, done.lost) == (0, 0)
+    for writer in writers:
+        finished(writer)
+    for path in client.rglob("*.jsonl"):
+        shutil.copy(path, server / path.relative_to(client))
+    done = h.deliver(server, f"jsonl:{tmp_path}/events.jsonl")
+    assert done.drained, done.blocked
+    assert (done.dead, done.lost) == (0, 0)
+    assert h.in_jsonl(tmp_path / "events.jsonl") == (h.issued(client), ["finished"] * 2)
+
+
+def test_one_worker_tails_files_that_are_replaced(tmp_path):
+    """The same, but the worker stays: its reader has seen other inodes, and shorter files."""
+    rng, client, server = random.Random(11), tmp_path / "client", tmp_path / "server"
+    create_spool(str(server))
+    writer = make_writer(client, segment_bytes=1500)
+    turns = []
+
+    def on_wait(number):
+        if number % 3 == 0 and number < 60:
+            write_metrics(writer, 5, first=5 * number)
+        if number == 60:
+            finished(writer)
+            turns.clear()
+        if not turns:
+            turns.extend([rsync(client, server, rng)])
+        if next(turns[0], "over") == "over":
+            turns.clear()
+
+    done = h.deliver(server, f"jsonl:{tmp_path}/events.jsonl", on_wait=on_wait, drain=False, passes=400)
+    assert (done.dead, done.lost) == (0, 0)
+    assert h.in_jsonl(tmp_path / "events.jsonl") == (h.issued(client), ["finished"])
+
+
+def test_a_spool_restored_from_an_old_backup_under_newer_cursors(tmp_path):
+    """The training machine's disk came back from yesterday: what the tracker has stays, the next life goes on."""
+    spool, out = tmp_path / "spool", tmp_path / "events.jsonl"
+    writer = make_writer(spool, segment_bytes=3000)
+    write_metrics(writer, 30)
+    writer.flush()
+    shutil.copytree(spool / "sites", tmp_path / "backup")
+    write_metrics(writer, 60, first=30)
+    writer.flush()
+    writer._close_files()
+    h.deliver(spool, f"jsonl:{out}")
+    shutil.rmtree(spool / "sites")
+    shutil.copytree(tmp_path / "backup", spool / "sites")
+    Undertaker(open_spool(str(spool)), stale_after_s=0.0).sweep()
+    second = make_writer(spool, attempt=2)
+    write_metrics(second, 10, first=200)
+    finished(second)
+    undertaker = Undertaker(open_spool(str(spool)), stale_after_s=0.0)
+    undertaker.sweep()
+    done = h.deliver(spool, f"jsonl:{out}", passes=200)
+    assert (done.dead, done.lost) == (0, 0)
+    assert h.steps_in_jsonl(out) == Counter(dict.fromkeys([*range(90), *range(200, 210)], 1))
+    assert h.in_jsonl(out)[1][-1:] == ["finished"], done.blocked
+    assert done.drained, done.blocked
+
+
+def test_a_clock_that_jumps_back(tmp_path, monkeypatch):
+    """Wall times stay as recorded, the order is that of the calls, no segment is rotated for it."""
+    spool, now = tmp_path / "spool", [1_700_000_000_000_000_000]
+    monkeypatch.setattr(stream.time, "time_ns", lambda: now[0])
+    writer = make_writer(spool)
+    times = []
+    for step in range(60):
+        now[0] += 1_000_000_000
+        if step == 20:
+            now[0] -= 3_600_000_000_000
+        if step == 40:
+            now[0] += 86_400_000_000_000
+        write_metrics(writer, 1, first=step)
+        times.append(now[0])
+        writer.tick()
+    finished(writer)
+    monkeypatch.undo()
+    ((events, how),) = streams(spool).values()
+    assert how == "closed"
+    assert [event["time"] for event in events if event["type"] == "metrics"] == times
+    out = tmp_path / "events.jsonl"
+    h.deliver(spool, f"jsonl:{out}")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    shown = [(line["step"], line["time"]) for line in lines if line["type"] == "metrics"]
+    assert shown == list(enumerate(times))
+    h.deliver(spool, f"tensorboard:{tmp_path}/tb")
+    from tb_help import accumulate, points
+
+    place = tmp_path / "tb" / "site-1" / "run-1"
+    assert [(wall, step) for wall, step, _ in points(accumulate(place), "loss")] == [
+        (time_ns / 1e9, step) for step, time_ns in enumerate(times)
+    ]
+    h.deliver(spool, f"wandb:offline:{tmp_path}/wandb")
+    assert h.steps_in_wandb(tmp_path / "wandb") == Counter(dict.fromkeys(range(60), 1))
+
+
+def test_two_agents_end_dead_writers_at_once(tmp_path):
+    """Eight undertakers over the same dead streams: one `.end` each, whole and true."""
+    folders = []
+    for number in range(30):
+        writer = make_writer(tmp_path, run=f"run-{number}")
+        write_metrics(writer, 5)
+        writer.flush()
+        folders.append(writer._dir)
+        writer._close_files()
+    spool, gate = open_spool(str(tmp_path)), threading.Barrier(8)
+    failures = []
+
+    def work():
+        undertaker = Undertaker(spool, stale_after_s=60.0, report=failures.append)
+        gate.wait()
+        undertaker.sweep()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for folder in folders:
+        assert read_end(folder, 1).last == 6
+        assert not [name for name in os.listdir(folder) if name.startswith(".tmp")]
+    assert {how for _, how in streams(tmp_path).values()} == {"dead"}
+
+
+@pytest.mark.parametrize("how", ["mv", "cp"])
+def test_a_spool_that_moves_between_restarts(tmp_path, mlflow_server, how):
+    """To another path, or copied to another machine: its cursors come along, and nothing is shown twice."""
+    old, new = tmp_path / "old", tmp_path / "somewhere" / "else"
+    experiment = f"moved-{os.urandom(4).hex()}"
+    targets = [
+        (f"tensorboard:{tmp_path}/tb", {}),
+        (f"mlflow:{mlflow_server.uri}", {"experiment": experiment}),
+        (f"wandb:offline:{tmp_path}/wandb", {}),
+        (f"jsonl:{tmp_path}/events.jsonl", {}),
+    ]
+    writer = make_writer(old, segment_bytes=2000, start={"name": "moves"})
+    write_metrics(writer, 50)
+    writer.flush()
+    writer._close_files()
+    for spec, options in targets:
+        h.deliver(old, spec, options)
+    new.parent.mkdir()
+    if how == "mv":
+        os.rename(old, new)
+    else:
+        shutil.copytree(old, new)
+    Undertaker(open_spool(str(new)), stale_after_s=0.0).sweep()
+    second = make_writer(new, attempt=2, start={"name": "moves"})
+    write_metrics(second, 50, first=50)
+    finished(second)
+    for spec, options in targets:
+        done = h.deliver(new, spec, options)
+        assert (done.drained, done.dead, done.lost) == (True, 0, 0)
+        assert done.delivered == 52
+    once = Counter(dict.fromkeys(range(100), 1))
+    assert h.steps_in_tensorboard(tmp_path / "tb") == once
+    assert h.steps_in_wandb(tmp_path / "wandb") == once
+    assert h.in_jsonl(tmp_path / "events.jsonl") == (h.issued(new), ["finished"])
+    (run,) = runs_in(client_of(mlflow_server.uri), experiment)
+    assert [step for _, step, _ in history(client_of(mlflow_server.uri), run.info.run_id, "loss")] == list(
+        range(100)
+    )
+    assert not old.exists() or how == "cp"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tensorboard", "wandb"])
+def test_a_target_that_is_unmounted_for_a_while(tmp_path, kind):
+    """Nothing is made where it used to be; it goes on when it is back."""
+    spool, out, away = tmp_path / "spool", tmp_path / "out", tmp_path / "away"
+    spec = {
+        "jsonl": f"jsonl:{out}/events.jsonl",
+        "tensorboard": f"tensorboard:{out}",
+        "wandb": f"wandb:offline:{out}",
+    }[kind]
+    steps = {
+        "jsonl": lambda: h.steps_in_jsonl(out / "events.jsonl"),
+        "tensorboard": lambda: h.steps_in_tensorboard(out),
+        "wandb": lambda: h.steps_in_wandb(out),
+    }[kind]
+    writer = make_writer(spool)
+    write_metrics(writer, 20)
+    seen = []
+
+    def on_wait(number):
+        if number == 5:
+            os.rename(out, away)
+            write_metrics(writer, 20, first=20)
+            finished(writer)
+        elif number == 25:
+            seen.append(out.exists())
+            os.rename(away, out)
+
+    done = h.deliver(spool, spec, on_wait=on_wait, drain=False, passes=120)
+    assert seen == [False]
+    assert (done.drained, done.dead) == (True, 0), done.said
+    assert any("is gone: mount it" in line for line in done.said)
+    assert steps() == Counter(dict.fromkeys(range(40), 1))
+
+
+@pytest.mark.parametrize("what", ["a site", "a run", "a stream"])
+def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path, monkeypatch, what):
+    """EIO, or another owner: it is said once, shown as blocked, and everything else goes on."""
+    spool, out = tmp_path / "spool", tmp_path / "events.jsonl"
+    for site in ("site-1", "site-2", "site-3"):
+        finished(make_writer(spool, site=site))
+    folder = {
+        "a site": f"{spool}/sites/site-2/runs",
+        "a run": f"{spool}/sites/site-2/runs/run-1",
+        "a stream": next(layout.stream_dir(str(spool), k) for k in layout.iter_streams(str(spool), "site-2")),
+    }[what]
+    broken = [True]
+    real_scandir, real_listdir = os.scandir, os.listdir
+
+    def refuse(real):
+        def call(path="."):
+            if broken[0] and str(path) == folder:
+                raise OSError(5, "Input/output error", str(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refuse(real_scandir))
+    monkeypatch.setattr(os, "listdir", refuse(real_listdir))
+    said = []
+    undertaker = Undertaker(open_spool(str(spool)), stale_after_s=60.0, report=said.append)
+    undertaker.sweep()
+    undertaker.sweep()
+    assert len(said) == 1
+    assert folder in said[0]
+    seen = []
+
+    def on_wait(number):
+        if number == 10:
+            seen.append(sum(h.in_jsonl(out)[0].values()))
+            broken[0] = False
+
+    done = h.deliver(spool, f"jsonl:{out}", on_wait=on_wait)
+    assert seen == [4], "the other two sites, a start and an end each"
+    assert done.drained
+    assert h.in_jsonl(out) == (h.issued(spool), ["finished"] * 3)
