@@ -390,9 +390,8 @@ class Actions:
         client %= len(world.spools)
         place = os.path.join(world.client_roots[client], "copy")
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(
-            world.spools[client], place, ignore=shutil.ignore_patterns("LIVE", ".*", "*.lock")
-        )
+        shutil.copytree(world.spools[client], place, ignore=shutil.ignore_patterns("LIVE", ".*", "*.lock"))
+        world.files.sync_tree(place)
         world.copies[client] = place
 
     def do_reship(self, client, *_):

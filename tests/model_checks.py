@@ -40,6 +40,7 @@ class Aftermath:
         for name in self.world.config["receivers"]:
             self.check_receiver(name)
         self._statuses()
+        self._at_rest()
         self._fresh()
         self._confinement()
 
@@ -121,9 +122,18 @@ class Aftermath:
 
     def _signature(self):
         world = self.world
-        sizes = [os.path.getsize(path) for spool in [*world.spools, world.server] for _, path in world.segments(spool)]
+        sizes = [
+            os.path.getsize(path)
+            for spool in [*world.spools, world.server]
+            for _, path in world.segments(spool)
+        ]
         states = [dict(tracker.statuses) for tracker in world.trackers.values()]
-        return [dict(c) for c in world.cursors.values()], sizes, states
+        places = [
+            {key: task._reader and task._reader.position for key, task in process.worker._tasks.items()}
+            for process in world.workers.values()
+            if process.state == "waiting" and hasattr(process, "worker")
+        ]
+        return [dict(c) for c in world.cursors.values()], sizes, states, places
 
     def turn(self, times=2, seconds=0.6):
         """Every agent looks around."""
@@ -176,7 +186,9 @@ class Aftermath:
             n = record.acked.get(seq)
             refused = n is not None and record.tried[n][1].get("metrics", {}).get("refuse")
             blob = n is not None and record.tried[n][0] == "text"
-            need(refused or blob or n is None, f"conservation: {where} seq {seq} is dead, but was not refused")
+            need(
+                refused or blob or n is None, f"conservation: {where} seq {seq} is dead, but was not refused"
+            )
         if applied is not None:
             for seq in range(1, next_seq):
                 count = (seq in applied) + (seq in mine_dead) + (seq in mine_lost)
@@ -188,19 +200,26 @@ class Aftermath:
             self._no_invention(where, record, applied)
         for seq, n in sorted(record.acked.items()):
             if seq >= next_seq and not record.may_be_lost(seq, at_home=at_home):
-                raise Violation(f"conservation: {where} seq {seq} (n={n}) never arrived; the cursor is {next_seq}")
+                raise Violation(
+                    f"conservation: {where} seq {seq} (n={n}) never arrived; the cursor is {next_seq}"
+                )
 
     def _no_invention(self, where, record, applied):
         for seq, data in applied.items():
             if data is None or data["type"] in ("run_start", "run_end", "gap"):
                 continue
             n = data["metrics"].get("n") if data["type"] == "metrics" else int(data["key"][1:])
-            need(n in record.tried, f"no invention: {where} seq {seq} holds n={n}, which its writer never had")
+            need(
+                n in record.tried, f"no invention: {where} seq {seq} holds n={n}, which its writer never had"
+            )
             kind, fields = record.tried[n]
             same = {k: data.get(k) for k in fields} == fields and data["type"] == kind
             need(same, f"no invention: {where} seq {seq}: {data} is not {fields}")
             if not record.tainted:
-                need(record.acked.get(seq, n) == n, f"no invention: {where} seq {seq} was n={record.acked.get(seq)}")
+                need(
+                    record.acked.get(seq, n) == n,
+                    f"no invention: {where} seq {seq} was n={record.acked.get(seq)}",
+                )
         ns = [d["metrics"]["n"] for d in applied.values() if d and d["type"] == "metrics"]
         need(len(ns) == len(set(ns)), f"effective once: {where} has an event twice")
 
@@ -230,8 +249,14 @@ class Aftermath:
                 key = (data.pop("site"), data.pop("run"), data.pop("writer"))
                 held = found.setdefault(key, {})
                 if (key, data["seq"]) not in self.world.excused["jsonl"]:
-                    need(data["seq"] not in held, f"effective once: jsonl {key} seq {data['seq']} is there twice")
-                    need(not held or data["seq"] > max(held), f"order: jsonl {key} seq {data['seq']} comes late")
+                    need(
+                        data["seq"] not in held,
+                        f"effective once: jsonl {key} seq {data['seq']} is there twice",
+                    )
+                    need(
+                        not held or data["seq"] > max(held),
+                        f"order: jsonl {key} seq {data['seq']} comes late",
+                    )
                 held[data["seq"]] = data
         return found
 
@@ -240,7 +265,12 @@ class Aftermath:
         for path in glob.glob(os.path.join(self.world.out, "tb", "**", "*tfevents*"), recursive=True):
             for n in _numbers(path):
                 counts[n] = counts.get(n, 0) + 1
-        excused = {r.acked.get(seq) for r in self.world.records.values() for k, seq in self.world.excused["tb"] if k == r.key}
+        excused = {
+            r.acked.get(seq)
+            for r in self.world.records.values()
+            for k, seq in self.world.excused["tb"]
+            if k == r.key
+        }
         twice = [n for n, count in counts.items() if count > 1 and n not in excused]
         need(not twice, f"effective once: tensorboard shows {twice} twice")
         dead, lost = self.world.stores["tb"]["dead"], self.world.stores["tb"]["lost"]
@@ -251,7 +281,10 @@ class Aftermath:
                 if n in excused:
                     continue
                 if seq < next_seq and n and record.tried[n][0] == "metrics" and not record.tainted:
-                    need((counts.get(n, 0) == 1) != gone, f"conservation: tensorboard {record.key} seq {seq}, n={n}: {counts.get(n, 0)} times, dead or lost: {gone}")
+                    need(
+                        (counts.get(n, 0) == 1) != gone,
+                        f"conservation: tensorboard {record.key} seq {seq}, n={n}: {counts.get(n, 0)} times, dead or lost: {gone}",
+                    )
 
     def _quarantine(self, spool, name):
         """Lost bytes that were read are kept aside."""
@@ -260,6 +293,18 @@ class Aftermath:
                 if not file.startswith("."):
                     size = os.path.getsize(os.path.join(folder, file))
                     need(size, f"containment: {name}: {folder}/{file} is empty")
+
+    def _at_rest(self):
+        """What a shipper says nothing more of is on the target's disk."""
+        world = self.world
+        for key, path in world.segments(world.server):
+            with open(path, "rb") as file:
+                content = file.read()
+            durable = world.files.durable(os.path.dirname(path), os.path.basename(path))
+            need(
+                world.damage or content == durable,
+                f"durability: {key} {os.path.basename(path)} is at rest at the target, which may forget it",
+            )
 
     def _statuses(self):
         """A run that is over, without damage, has the state that its streams say."""
@@ -289,9 +334,18 @@ class Aftermath:
         world = self.world
         places = []
         for client in range(len(world.spools)):
-            place = (*world.start_writer(
-                client, f"fresh-{client}", "r", role="main", new_attempt=False, durability="process", segment_bytes=1 << 20
-            ), client)
+            place = (
+                *world.start_writer(
+                    client,
+                    f"fresh-{client}",
+                    "r",
+                    role="main",
+                    new_attempt=False,
+                    durability="process",
+                    segment_bytes=1 << 20,
+                ),
+                client,
+            )
             place[0].start(lambda place=place: world.append(place, 2, 0))
             places.append(place)
         began = world.clock.now
@@ -302,7 +356,10 @@ class Aftermath:
                 if not late:
                     break
                 self.turn(1, 0.3)
-            need(not late, f"liveness: a fresh event did not reach {name} within {world.clock.now - began:.0f} s")
+            need(
+                not late,
+                f"liveness: a fresh event did not reach {name} within {world.clock.now - began:.0f} s",
+            )
         for name in world.config["receivers"]:
             self.check_receiver(name)
         for place in places:

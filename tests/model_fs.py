@@ -39,6 +39,16 @@ class FileModel:
             with open(path, "rb") as file:
                 self.data[status.st_ino] = file.read()
 
+    def durable(self, folder, name):
+        """What of the file is on the disk for sure; b"" when its name, or that of a directory above, is not."""
+        above, entry = folder, self.names.get(os.stat(folder).st_ino, {}).get(name)
+        while os.path.basename(above) != "sites":
+            above, last = os.path.split(above)
+            found = self.names.get(os.stat(above).st_ino, {}).get(last)
+            if found is None or found[0] != os.stat(os.path.join(above, last)).st_ino:
+                return b""
+        return b"" if entry is None else self.data.get(entry[0], b"")
+
     def sync_tree(self, root):
         """All below `root` is durable as it is."""
         for folder, _, files in os.walk(root):

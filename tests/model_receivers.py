@@ -1,9 +1,9 @@
 """Receivers of the model: a tracker with keys that remembers everything, and moods for it and for real receivers."""
 
+from model_process import Crash, Violation
+
 from spoolagent.contract import Outcome
 from spoolagent.errors import Refused, Transient, Unreachable
-
-from model_process import Crash, Violation
 
 MOODS = ("ok", "down", "busy", "late", "late-busy", "crash", "crash-after")
 FILE_MOODS = ("ok", "down", "late", "crash", "crash-after")
@@ -67,6 +67,8 @@ class Moody:
     def deliver(self, batch):
         mood = self._next()
         self._comes_again({(batch.stream.key, e.seq) for e in batch.events})
+        if self._name == "home":
+            self._world.check_handed_out(batch.stream.key, [e.seq for e in batch.events])
         self._before(mood)
         seen = self._attempts.setdefault(batch.stream.key, set())
         again = [e.seq for e in batch.events if e.seq in seen]

@@ -56,8 +56,8 @@ def patched():
     swaps = [(module, "time", CLOCK) for module in _TIMED]
     swaps += [
         (live, "_held", held),
-        (live, "host_name", lambda: _WORLD.current.host()),
-        (live, "boot_id", lambda: _WORLD.current.boot()),
+        (live, "host_name", lambda: _WORLD.current.host()),  # noqa: PLW0108 - another world each time
+        (live, "boot_id", lambda: _WORLD.current.boot()),  # noqa: PLW0108 - as above
         (live, "is_held_here", lambda path: _is_held(held, path)),
         (keeper, "keep", lambda item: None),
         (keeper, "release", lambda item: None),
@@ -207,7 +207,7 @@ class World:
 
     def append(self, place, count, kind):
         """Runs in the writer's process: `count` events, each with a number of its own."""
-        process, writer, client = place
+        _, writer, client = place
         for _ in range(count):
             self.n += 1
             n = self.n
@@ -277,7 +277,7 @@ class World:
 
     def bury_writer(self, place):
         """What the kernel does at the death of a writer's process: descriptors and locks are freed."""
-        process, writer, client = place
+        process, writer, _ = place
         process.kill()
         for segment in (writer._segment, *writer._retired):
             if segment is not None:
@@ -308,7 +308,12 @@ class World:
         spool = open_spool(path)
         agent = AgentSettings(spool=path, sweep_interval_s=1.0)
         target = DirectoryTarget(self.server)
-        made = Shipper(spool, target, agent, lambda note: None, _Stop(process), clock=CLOCK.monotonic)
+
+        def tell(note):
+            if note.kind == "shipped":
+                self.check_shipped(path, note.stream)
+
+        made = Shipper(spool, target, agent, tell, _Stop(process), clock=CLOCK.monotonic)
         made._deaths = ends.DeathWatch(stale_after_s=60.0, clock=CLOCK.monotonic)
         made.follow()
 
@@ -415,6 +420,32 @@ class World:
         record = self.records.get(key)
         fits = seq in held and seq in lost.get(key, ()) and record is not None
         return fits and record.may_be_lost(seq, at_home=name == "home")
+
+    def check_shipped(self, path, key):
+        """What counts as shipped is on the target's disk, and on the source's."""
+        if self.damage:
+            return
+        source, target = stream_dir(path, key), stream_dir(self.server, key)
+        for first in list_segments(target):
+            name = segment_name(first)
+            with open(os.path.join(target, name), "rb") as file:
+                content = file.read()
+            if self.files.durable(target, name) != content:
+                raise Violation(
+                    f"durability: {key} segment {first} counts as shipped, but the target may forget it"
+                )
+            if not self.files.durable(source, name).startswith(content):
+                raise Violation(f"durability: {key} segment {first} left a machine that may forget it")
+
+    def check_handed_out(self, key, seqs):
+        """At home, what a receiver gets is on the disk."""
+        if self.damage:
+            return
+        folder = stream_dir(self.spools[0], key)
+        durable = b"".join(self.files.durable(folder, segment_name(first)) for first in list_segments(folder))
+        late = [seq for seq in seqs if b'{"seq":%d,' % seq not in durable]
+        if late:
+            raise Violation(f"durability: {key} seqs {late} left a machine that may forget them")
 
     def undertake(self, client):
         """One sweep of the agent that looks for dead writers."""

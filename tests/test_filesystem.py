@@ -8,13 +8,18 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import schedule_help as h
 from mlflow_help import client_of, history, runs_in
-from spool_help import make_writer, streams, until, write_metrics
+from spool_help import clean_env, make_writer, streams, until, write_metrics
 
 from spoolagent.format import layout, stream
 from spoolagent.format.ends import read_end
@@ -419,3 +424,151 @@ def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path, monkeypatch, w
     assert seen == [4], "the other two sites, a start and an end each"
     assert done.drained
     assert h.in_jsonl(out) == (h.issued(spool), ["finished"] * 3)
+
+
+# -- how much it takes -------------------------------------------------------------------------------------------
+
+MAKER = """
+import os, sys
+os.fsync = os.fdatasync = lambda fd: None  # only to be quick: what is measured comes later
+sys.path.insert(0, sys.argv[3])
+from spool_help import clean_env, make_writer, streams, until, write_metrics
+from spoolagent.format import keeper
+keeper.keep = lambda item: None
+spool, what = sys.argv[1], sys.argv[2]
+if what.startswith("events="):
+    writer = make_writer(spool, durability="process")
+    write_metrics(writer, int(what[7:]))
+    writer.append("run_end", {"status": "finished", "exit_code": 0})
+    writer.close()
+else:
+    for number in range(int(what[8:])):
+        writer = make_writer(spool, site=f"site-{number % 20}", run=f"run-{number // 20}", durability="process")
+        write_metrics(writer, 2)
+        if number % 2:
+            writer.append("run_end", {"status": "finished", "exit_code": 0})
+            writer.close()
+        else:
+            os.close(writer._segment.fd)
+            writer._live.release()
+"""
+
+DRAIN = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+import schedule_help as h
+receiver, most = h.Counting(), [0]
+inner = receiver.deliver
+def deliver(batch):
+    most[0] = max(most[0], len(os.listdir("/proc/self/fd")))
+    return inner(batch)
+receiver.deliver = deliver
+done = h.deliver(sys.argv[1], receiver, max_events=5000, passes=100_000)
+with open("/proc/self/status") as file:  # not getrusage: its peak begins with that of whoever forked us
+    peak = next(line.split()[1] for line in file if line.startswith("VmHWM"))
+print(receiver.events, done.drained, peak, most[0])
+"""
+
+
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder where an fsync costs nothing, if there is one: these tests measure memory, not the disk."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="spoolagent-test-") as folder:
+        yield Path(folder)
+
+
+def make(spool, what):
+    command = [sys.executable, "-c", MAKER, str(spool), what, os.path.dirname(__file__)]
+    subprocess.run(command, env=clean_env(), check=True, timeout=3000)
+
+
+def test_memory_and_open_files_do_not_grow_with_what_waits(in_memory, capsys):
+    found = {}
+    for count in (100_000, WAITING):
+        make(in_memory / str(count), f"events={count}")
+        began = time.monotonic()
+        command = [sys.executable, "-c", DRAIN, str(in_memory / str(count)), os.path.dirname(__file__)]
+        done = subprocess.run(
+            command, env=clean_env(), capture_output=True, text=True, check=True, timeout=3000
+        )
+        took_s = time.monotonic() - began
+        events, drained, rss_kib, files = done.stdout.split()[-4:]
+        assert (int(events), drained) == (count + 2, "True")
+        found[count] = (int(rss_kib) / 1024, int(files))
+        with capsys.disabled():
+            print(
+                f"\n{count:,} waiting events: worker's peak RSS {found[count][0]:.0f} MiB, "
+                f"{files} open files, {took_s:.0f} s"
+            )
+        shutil.rmtree(in_memory / str(count))
+    (small, few), (large, many) = found[100_000], found[WAITING]
+    assert large - small < 16, "MiB more for ten times as many events"
+    assert many <= few + 1
+
+
+def rss_mib(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
+
+
+def open_files(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def cpu_s(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_memory_and_open_files_do_not_grow_with_the_streams(in_memory, capsys):
+    """A server's spool, half of its streams open; then one new event, which must not wait for the others."""
+    found = {}
+    for count in (10, STREAMS):
+        spool, out = in_memory / f"spool-{count}", in_memory / f"out-{count}" / "events.jsonl"
+        make(spool, f"streams={count}")
+        uuid = "00000000-0000-4000-8000-000000000000"  # as if all of them came from elsewhere
+        (spool / "spool.json").write_text(json.dumps({"format": 1, "spool": uuid}))
+        expected = 3 * count + count // 2
+        with h.Service(
+            in_memory, f"serve-{count}", "serve", "--spool", spool, "--to", f"jsonl:{out}"
+        ) as serve:
+            until(
+                lambda out=out, expected=expected: (
+                    out.exists() and out.read_bytes().count(b'"seq"') == expected
+                ),
+                timeout_s=200,
+                what="all events",
+            )
+            (worker,) = serve.workers()
+            began, busy_s = time.monotonic(), cpu_s(worker) + cpu_s(serve.process.pid)
+            writer = make_writer(spool, run="new", durability="process")
+            write_metrics(writer, 1)
+            until(
+                lambda out=out, writer=writer: writer.writer.encode() in out.read_bytes(),
+                what="the new event",
+            )
+            soon_s = time.monotonic() - began
+            lazy_until = began + 5.0
+            until(lambda lazy_until=lazy_until: time.monotonic() > lazy_until, what="five seconds")
+            idle = (cpu_s(worker) + cpu_s(serve.process.pid) - busy_s) / (time.monotonic() - began)
+            pids = (worker, serve.process.pid)
+            found[count] = (
+                [rss_mib(pid) for pid in pids],
+                [open_files(pid) for pid in pids],
+            )
+            with capsys.disabled():
+                (worker_rss, serve_rss), (worker_files, serve_files) = found[count]
+                print(
+                    f"\n{count:,} streams: worker {worker_rss:.0f} MiB, {worker_files} open files; supervisor "
+                    f"{serve_rss:.0f} MiB, {serve_files} open files; {idle:.0%} of a core while nothing comes; "
+                    f"a new stream's event is there after {soon_s:.2f} s"
+                )
+            writer.close()
+    (small, few), (large, many) = found[10], found[STREAMS]
+    for one, other in zip(small, large, strict=True):
+        assert other - one < 64 * STREAMS / 10_000, "MiB more"
+    assert many == few

@@ -454,3 +454,22 @@ def test_interval_syncs_in_the_background(tmp_path, fault):
     assert ("fsync", "MainThread") not in seen
     fault(None)
     writer.close()
+
+
+def test_a_segment_that_fills_while_it_is_synced_stays_open_until_the_next_sync(tmp_path, monkeypatch):
+    """The keeper took this segment to sync; the training thread retires it before the fsync comes."""
+    warnings = []
+    writer = make_writer(tmp_path / "s", segment_bytes=2000, warn=warnings.append)
+    write_metrics(writer, 3)
+    real = StreamWriter._finish_retired
+
+    def slow(self, count):
+        write_metrics(writer, 60, 3)
+        return real(self, count)
+
+    monkeypatch.setattr(StreamWriter, "_finish_retired", slow)
+    writer.sync()
+    monkeypatch.undo()
+    writer.close()
+    assert warnings == [] and writer.dropped == 0
+    assert [e["step"] for e in only(tmp_path / "s")[0][1:]] == list(range(63))

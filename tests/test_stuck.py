@@ -141,7 +141,9 @@ def test_a_worker_that_is_stopped_is_killed(plugin, monkeypatch):
     simple(plugin / "spool", count=3)
     out = plugin / "x.jsonl"
     with Serving(plugin, f"jsonl:{out}", stuck_after_s=2.0) as serving:
-        status = until(lambda: (s := serving.status("jsonl")) and s.applied == 5 and s.pid and s, what="the events")
+        status = until(
+            lambda: (s := serving.status("jsonl")) and s.applied == 5 and s.pid and s, what="the events"
+        )
         os.kill(status.pid, signal.SIGSTOP)
         until(lambda: serving.heard("is stuck, silent for"), what="the stopped worker")
         write_metrics(writer := make_writer(plugin / "spool", run="run-2"), 3)

@@ -188,12 +188,12 @@ class Run:
             if type(name) is not str:
                 raise TypeError(f"a metric's name must be a str, got {name!r}")
             values[name] = value if type(value) is float and value - value == 0.0 else metric_value(value)
-        fields: dict[str, Any] = {"metrics": values}
+        event: dict[str, Any] = {"seq": 0, "time": 0, "type": "metrics", "metrics": values}
         if step is not None:
-            fields["step"] = step if type(step) is int else check_step(step)
+            event["step"] = step if type(step) is int else check_step(step)
         if at_ns is not None:
-            fields["at"] = at_ns
-        self._shared.stream.append("metrics", fields)
+            event["at"] = at_ns
+        self._shared.stream.append_event(event)
 
     def event(self, kind: str, fields: dict[str, Any]) -> None:
         """Appends an event of any type of docs/format.md; `fields` must be JSON (`to_json`) and of its shape."""

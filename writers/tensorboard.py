@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from spoolagent.format.stream import blank
 from spoolagent.format.values import clean_text
 from spoolagent.writers import tb_runs, tb_values
 from spoolagent.writers.run import optional, status_of
@@ -50,7 +51,7 @@ class SummaryWriter(Unsupported):
         tb_runs.make_log_dir(path)
         self._run, self._part = tb_runs.join(path, path if log_dir else os.path.basename(path))
         self._context = {"subrun": self._part} if self._part else None
-        self._append = self._run.stream.append
+        self._append = self._run.stream.append_event
         self._files = FileWriter(self)
         self._purge()
 
@@ -73,7 +74,7 @@ class SummaryWriter(Unsupported):
             scalar_value = tb_values.scalar(scalar_value)
         if type(tag) is not str:
             tag = tb_values.text_tag(tag)
-        fields: dict[str, Any] = {"metrics": {tag: scalar_value}}
+        fields: dict[str, Any] = {"seq": 0, "time": 0, "type": "metrics", "metrics": {tag: scalar_value}}
         if global_step is not None:
             fields["step"] = (
                 global_step
@@ -86,7 +87,7 @@ class SummaryWriter(Unsupported):
             fields["context"] = self._context
         if new_style:
             fields["tensor"] = "float64" if double_precision else "float32"
-        self._append("metrics", fields)
+        self._append(fields)
 
     def add_scalars(
         self, main_tag: Any, tag_scalar_dict: Mapping[Any, Any], global_step: Any = None, walltime: Any = None
@@ -99,7 +100,7 @@ class SummaryWriter(Unsupported):
             name = main.replace("/", "_") + "_" + part
             context = {"subrun": f"{self._part}/{name}" if self._part else name}
             fields = {"metrics": {main: tb_values.scalar(value)}, "at": at, "context": context}
-            self._append("metrics", fields if step is None else {**fields, "step": step})
+            self._append(blank("metrics", fields if step is None else {**fields, "step": step}))
 
     def add_histogram(
         self,
@@ -211,7 +212,7 @@ class SummaryWriter(Unsupported):
         if self._context is not None:
             fields["context"] = self._context
         if blob is None:
-            self._append(kind, fields)
+            self._append(blank(kind, fields))
         else:
             self._get_file_writer()
             self._run.with_blob(kind, fields, blob)
@@ -242,15 +243,15 @@ class SummaryWriter(Unsupported):
                 self._append = self._append_reopened
                 self._run.finish("failed" if code else "finished", code)
 
-    def _append_reopened(self, kind: str, fields: dict[str, Any]) -> None:
+    def _append_reopened(self, event: dict[str, Any]) -> None:
         self._get_file_writer()
-        self._append(kind, fields)
+        self._append(event)
 
     def _get_file_writer(self) -> FileWriter:
         with _guard:
             if self._run.finished:
                 self._run.reopen()
-                self._append = self._run.stream.append
+                self._append = self._run.stream.append_event
         if self.purge_step is not None:
             self._purge()
         return self._files
@@ -258,7 +259,8 @@ class SummaryWriter(Unsupported):
     def _purge(self) -> None:
         step, self.purge_step = self.purge_step, None
         if step is not None:
-            self._append("rewind", {"step": tb_values.step_number(step), **optional(context=self._context)})
+            fields = {"step": tb_values.step_number(step), **optional(context=self._context)}
+            self._append(blank("rewind", fields))
 
     @property
     def file_writer(self) -> FileWriter | None:

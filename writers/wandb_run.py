@@ -137,7 +137,16 @@ class Run(RunFacts):
                 if len(metrics) > _CHUNK or at_ns is not None:
                     self._write_metrics(metrics, row, close, at_ns)
                 else:
-                    self._stream.append("metrics", {"metrics": metrics, "step": row, "commit": close})
+                    self._stream.append_event(
+                        {
+                            "seq": 0,
+                            "time": 0,
+                            "type": "metrics",
+                            "metrics": metrics,
+                            "step": row,
+                            "commit": close,
+                        }
+                    )
             if close and row == self._step:
                 self._step = row + 1
 

@@ -95,5 +95,7 @@ def check_blob(path: str, sha256: str) -> bool:
 
 def references(data: dict[str, Any]) -> list[dict[str, Any]]:
     """The blobs that an event names; malformed ones are left to the event's check."""
+    if "blob" not in data and "files" not in data:
+        return []
     found = [data.get("blob"), *(f.get("blob") for f in data.get("files") or () if isinstance(f, dict))]
     return [ref for ref in found if isinstance(ref, dict) and isinstance(ref.get("sha256"), str)]

@@ -7,6 +7,7 @@ directory. Each step passes `fault_point`, so that one test hook can fail, stop 
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 
 from spoolagent.format.layout import DIR_MODE, FILE_MODE
@@ -51,20 +52,53 @@ def fault_point(operation: str, path: str) -> None:
         _fault(operation, path)
 
 
+_sure: set[tuple[int, int]] = set()
+"""Directories of which this process knows that their names are on disk, by device and inode."""
+_SURE_MOST = 100_000
+
+
 def make_dirs(path: str) -> None:
-    """Creates `path` and its parents, 0700, each one durable in its parent. Raises OSError."""
-    if os.path.isdir(path):
+    """Creates `path` and its parents, 0700, each one durable in its parent.
+
+    Also where it is there already: whoever made it may have been killed before it came to that.
+    """
+    found = _status(path)
+    if found is not None and ((found.st_dev, found.st_ino) in _sure or not _is_ours(found)):
         return
     parent = os.path.dirname(path)
     if parent and parent != path:
         make_dirs(parent)
-    try:
-        fault_point("mkdir", path)
-        os.mkdir(path, DIR_MODE)
+    if found is None:
+        with contextlib.suppress(FileExistsError):
+            fault_point("mkdir", path)
+            os.mkdir(path, DIR_MODE)
         fsync_dir(parent or ".")
-    except FileExistsError:
-        if not os.path.isdir(path):  # a file is in the way; otherwise another process was faster
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+    else:
+        try:
+            fsync_dir(parent or ".")
+        except OSError as error:
+            if error.errno not in (
+                errno.EACCES,
+                errno.EPERM,
+                errno.EINVAL,
+            ):  # above the spool; not a real one
+                raise
+    if (made := _status(path)) is not None:
+        if len(_sure) >= _SURE_MOST:
+            _sure.clear()
+        _sure.add((made.st_dev, made.st_ino))
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """True for a directory that looks as if we had made it; those above a spool are not looked at."""
+    return stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == DIR_MODE and found.st_uid == os.geteuid()
 
 
 def fsync_fd(fd: int, path: str) -> None:

@@ -89,16 +89,17 @@ class DeathWatch:
         self._clock = clock
         self._seen: dict[str, tuple[bytes, float]] = {}
 
-    def is_dead(self, stream: str, *, ask_lock: bool = True) -> bool:
+    def is_dead(self, stream: str) -> bool:
         """True when the writer of the stream (born in this spool) will not write again.
 
-        Without `ask_lock` its lock is no evidence: only a content that does not change any more is.
+        A lock that seems free is believed once: after a void `.end` only a content that does not change any more counts.
         """
         if live.is_held_here(stream):
             return False
         owner, raw = live.read_owner(stream)
         at_home = owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id())
-        if at_home and (locked := live.is_locked(stream)) is not None and (locked or ask_lock):
+        locked = live.is_locked(stream) if at_home else None
+        if locked is not None and (locked or not _outlived_an_end(stream)):
             return not locked
         if owner is None and not raw and _is_missing(os.path.join(stream, LIVE_FILE)):
             return True
@@ -124,8 +125,9 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _outlived_an_end(stream: str, first: int) -> bool:
+def _outlived_an_end(stream: str) -> bool:
     """True when the stream went on after somebody had taken its writer for dead: its lock lies, or it was suspended."""
+    first = max(list_segments(stream), default=0)
     if any(seq < first for seq in list_ends(stream)):
         return True
     known = read_end(stream, first)
@@ -148,7 +150,7 @@ def end_dead_stream(stream: str, watch: DeathWatch) -> bool:
     if is_closed(os.path.join(stream, segment_name(first))):
         watch.forget(stream)
         return True
-    if not watch.is_dead(stream, ask_lock=not _outlived_an_end(stream, first)):
+    if not watch.is_dead(stream):
         return False
     if segments != list_segments(stream):  # it went on between the two looks
         return False

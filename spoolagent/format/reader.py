@@ -181,6 +181,8 @@ class StreamReader:
         durable.fsync_fd(fd, path)
         if segment != self.position.segment:
             durable.fsync_dir(self.stream)
+            if not segment:  # its writer may have been killed just after it gave it its name
+                durable.fsync_dir(os.path.dirname(self.stream))
         self._synced = (self.position.segment, size)
 
     def _lines(self, data: bytes, end: int, until_seq: int | None) -> State | None:
@@ -361,6 +363,8 @@ class StreamReader:
         if self._pruned():
             following = self._following()
             return self._enter(following) if following is not None else "waiting"
+        if self._ended_earlier():
+            return "dead"
         following = self._following()
         state = self._wait_or(("gone", self.position.segment), f"{self._path()} is gone", home=True)
         if state is not None or following is None:
@@ -368,6 +372,18 @@ class StreamReader:
             return "blocked"
         self._bad_before = self.position.next_seq  # what is missing was waited for
         return self._enter(following)
+
+    def _ended_earlier(self) -> bool:
+        """True when the stream's `.end` at home stands before what was read: an old backup of it was put back."""
+        segments = list_segments(self.stream)
+        end = read_end(self.stream, segments[-1]) if self._at_home and segments else None
+        if end is None or segments[-1] > self.position.segment or end.last >= self.position.next_seq:
+            return False
+        self._note = (
+            f"{self.stream} ends with seq {end.last}, though seq {self.position.next_seq - 1} was read of it: "
+            "an old backup was restored, or a part was removed"
+        )
+        return True
 
     def _pruned(self) -> bool:
         """True when the front was removed on purpose, beyond what was read; then its seqs are lost to this reader."""
@@ -384,9 +400,12 @@ class StreamReader:
         """At the end of the whole lines of a segment without a seal."""
         following = self._following()
         if following is not None:
-            if not self._is_complete(size, following):
+            has_all = (
+                following == self.position.next_seq
+            )  # what is missing is no event: a seal, lost in a power cut
+            if (torn or not has_all) and not self._is_complete(size, following):
                 why = f"{path} is not complete, though segment {following} is there"
-                state = self._wait_or(("incomplete", size), why, home=True)
+                state = self._wait_or(("incomplete", size), why, home=not has_all)
                 if state is not None:
                     return state
                 self._bad_before = self.position.next_seq

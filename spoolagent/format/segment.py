@@ -40,6 +40,18 @@ class Segment:
     then nothing more goes into this file). All methods raise OSError.
     """
 
+    __slots__ = (
+        "_sha",
+        "_unhashed",
+        "_unhashed_from",
+        "broken",
+        "created_ns",
+        "fd",
+        "first_seq",
+        "path",
+        "size",
+    )
+
     def __init__(
         self, stream: str, first_seq: int, origin: Origin, prev: str | None, created_ns: int
     ) -> None:

@@ -57,12 +57,55 @@ def warn_on_stderr(message: str) -> None:
         sys.stderr.write(f"spoolagent: {message}\n")
 
 
+def blank(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """An event for `StreamWriter.append_event`, its seq and time still to be filled in."""
+    return {"seq": 0, "time": 0, "type": kind, **fields}
+
+
 class StreamWriter:
     """Appends events to one stream of a run, in seq order.
 
     `start` gives the payload of the `run_start` event, with which every stream begins. Nothing touches the
     disk before `open` or the first event.
     """
+
+    __slots__ = (  # more attributes than Python keeps in its quick layout; found by slot they cost less
+        "__weakref__",
+        "_born_ns",
+        "_busy",
+        "_deferred",
+        "_dir",
+        "_dirty",
+        "_fast",
+        "_gap",
+        "_limit",
+        "_live",
+        "_lock",
+        "_origin",
+        "_prev",
+        "_queue",
+        "_reason",
+        "_renew_at",
+        "_retired",
+        "_retry_at",
+        "_segment",
+        "_start",
+        "_sync_lock",
+        "_unnamed",
+        "_warn",
+        "_warned",
+        "attempt",
+        "closed",
+        "dropped",
+        "launch",
+        "options",
+        "role",
+        "run",
+        "seq",
+        "site",
+        "spool",
+        "writer",
+    )
 
     def __init__(
         self,
@@ -95,6 +138,7 @@ class StreamWriter:
         """seq of the last event written."""
         self.closed = False
         self._lock = threading.RLock()
+        self._sync_lock = threading.RLock()
         self._busy = False
         self._deferred: list[bytes] = []
         self._segment: Segment | None = None
@@ -108,6 +152,7 @@ class StreamWriter:
         self._unnamed: set[str] = set()
         """Directories in which names that we made may not be durable yet."""
         self._gap: _Gap | None = None
+        self._reason = "the spool could not be written"
         self._retry_at = 0.0
         self._warned = False
         self._renew_at = 0.0
@@ -122,18 +167,23 @@ class StreamWriter:
 
         Raises EventTooLarge beyond 1 MiB, TypeError for what orjson cannot write: both before anything happens.
         """
+        self.append_event(blank(kind, fields))
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        """As `append`, with a whole event that begins with seq, time and type; seq and time are filled in here."""
         with self._lock:
             segment = self._fast
             if segment is None or self._busy or segment.size > self._limit:
-                self._append_slowly(kind, fields)
+                self._append_slowly(event)
                 return
             # The hot path: everything is ready, nobody else is in here.
             self._busy = True
             before, seq = segment.size, self.seq + 1
             try:
-                body = dumps({"seq": seq, "time": time.time_ns(), "type": kind, **fields})[:-1]
+                event["seq"], event["time"] = seq, time.time_ns()
+                body = dumps(event)[:-1]
                 if len(body) > _MAX_BODY:
-                    raise _too_large(kind, body)  # noqa: TRY301 - a call more would cost the hot path
+                    raise _too_large(event, body)  # noqa: TRY301 - a call more would cost the hot path
                 segment.append(b'%b,"crc":"%08x"}\n' % (body, crc32(body)))
                 self.seq = seq
                 self._dirty = True
@@ -150,11 +200,13 @@ class StreamWriter:
             finally:
                 self._busy = False
 
-    def _append_slowly(self, kind: str, fields: dict[str, Any]) -> None:
+    def _append_slowly(self, event: dict[str, Any]) -> None:
         """Whatever is unusual: the first event, a full segment, a refusing disk, `always`, a queue."""
-        body = dumps({"time": time.time_ns(), "type": kind, **fields})
+        del event["seq"]  # only writing gives it one
+        event["time"] = time.time_ns()
+        body = dumps(event)
         if len(body) > _MAX_BODY:
-            raise _too_large(kind, body)
+            raise _too_large(event, body)
         if self._queue is not None:
             self._queue.put(body)
         else:
@@ -270,7 +322,9 @@ class StreamWriter:
             durable.fault_point("mkdir", hidden)
             os.mkdir(hidden, layout.DIR_MODE)
             held = live.Live(hidden)
-            self._origin = Origin(spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch)
+            self._origin: Origin = Origin(
+                spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch
+            )
             segment = Segment(hidden, 1, self._origin, None, time.time_ns())
             start = {"seq": 1, "time": self._born_ns, "type": "run_start", **self._start()}
             segment.append(encode_line(start))
@@ -316,12 +370,9 @@ class StreamWriter:
     def _next_segment(self, prev: str | None) -> None:
         if prev is None:  # the last try to open one failed after the rotation
             prev = self._retired[-1].sha256() if self._retired else self._prev
-        self._prev = prev
+        self._prev: str = prev
         self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, time.time_ns())
         self._unnamed.add(self._dir)
-
-    _origin: Origin
-    _prev: str
 
     def _write_gap(self, gap: _Gap) -> None:
         assert self._segment is not None
@@ -335,8 +386,6 @@ class StreamWriter:
     def _failed(self, error: OSError) -> None:
         self._reason = error.strerror or str(error)
         self._complain(f"{error.filename or self._dir}: {self._reason}")
-
-    _reason = "the spool could not be written"
 
     def _complain(self, message: str) -> None:
         if not self._warned:
@@ -380,8 +429,8 @@ class StreamWriter:
             self._rotate_by_age()
             if self.options.durability in ("interval", "queued"):
                 self.sync()
-            elif failed := self._finish_retired():
-                self._failed(failed)
+            else:
+                self._finish_full()
             if time.monotonic() >= self._renew_at and self._live is not None:
                 self._renew_at = time.monotonic() + live.RENEW_S
                 self._live.renew()
@@ -399,17 +448,21 @@ class StreamWriter:
 
     def sync(self) -> None:
         """Makes what was appended so far durable. Raises OSError; then a new segment is begun."""
-        with self._lock:
-            segment, dirty, self._dirty = self._segment, self._dirty, False
-        failed = self._finish_retired()
-        if dirty and segment is not None:
-            try:
-                durable.fsync_fd(segment.fd, segment.path)
-            except OSError as error:
-                segment.broken = True  # what the kernel still holds of it is unknown
-                self._fast = None
-                failed = error
-        self._sync_names()
+        with (
+            self._sync_lock
+        ):  # the keeper and a flush() may be here at once; only in here are segments closed
+            with self._lock:
+                segment, dirty, self._dirty = self._segment, self._dirty, False
+                full = len(self._retired)
+            failed = self._finish_retired(full)
+            if dirty and segment is not None:
+                try:
+                    durable.fsync_fd(segment.fd, segment.path)
+                except OSError as error:
+                    segment.broken = True  # what the kernel still holds of it is unknown
+                    self._fast = None
+                    failed = error
+            self._sync_names()
         if failed is not None:
             raise failed
 
@@ -422,10 +475,13 @@ class StreamWriter:
                 self._unnamed.add(folder)
                 raise
 
-    def _finish_retired(self) -> OSError | None:
-        """Makes full segments durable and closes them, each one whatever becomes of the others."""
+    def _finish_retired(self, count: int) -> OSError | None:
+        """Makes the first `count` full segments durable and closes them, each one whatever becomes of the others.
+
+        Not those that are retired meanwhile: one of them may be what `sync` is about to make durable.
+        """
         failed = None
-        while self._retired:
+        for _ in range(count):
             with self._lock:
                 segment = self._retired.pop(0)
             try:
@@ -435,6 +491,12 @@ class StreamWriter:
             finally:
                 os.close(segment.fd)
         return failed
+
+    def _finish_full(self) -> None:
+        with self._sync_lock:
+            failed = self._finish_retired(len(self._retired))
+        if failed is not None:
+            self._failed(failed)
 
     def _close_retired(self) -> None:
         with self._lock:
@@ -474,17 +536,18 @@ class StreamWriter:
 
     def _close_files(self) -> None:
         keeper.release(self)
-        try:
-            if self.options.durability == "process":
-                self._close_retired()
-            else:
-                self._dirty = self._segment is not None
-                self.sync()
-        except OSError as error:
-            self._failed(error)
-        if self._segment is not None:
-            os.close(self._segment.fd)
-            self._segment = None
+        with self._sync_lock:  # a tick that began before may still be in there
+            try:
+                if self.options.durability == "process":
+                    self._close_retired()
+                else:
+                    self._dirty = self._segment is not None
+                    self.sync()
+            except OSError as error:
+                self._failed(error)
+            if self._segment is not None:
+                os.close(self._segment.fd)
+                self._segment = None
         if self._live is not None:
             self._live.release()
             self._live = None
@@ -504,8 +567,8 @@ class StreamWriter:
         self.closed = closed
 
 
-def _too_large(kind: str, body: bytes) -> EventTooLarge:
-    return EventTooLarge(f"a {kind} event of {len(body)} bytes does not fit in a line: use a blob")
+def _too_large(event: dict[str, Any], body: bytes) -> EventTooLarge:
+    return EventTooLarge(f"a {event['type']} event of {len(body)} bytes does not fit in a line: use a blob")
 
 
 class _Queue:

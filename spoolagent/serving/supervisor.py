@@ -29,6 +29,7 @@ _HEALTHY_S = 30.0
 """A worker that lived this long begins with a short backoff again."""
 _STOP_S = 30.0
 _TICK_S = 0.2
+_MOST_PAUSE_S = 10.0
 _LONGEST_CALL_S = 86_400.0
 _SILENT_S = 20.0
 """How long a worker may give no sign of life at all, at least: a busy machine, slow imports."""
@@ -226,8 +227,10 @@ def serve(settings: ServeSettings, *, stop: threading.Event | None = None, repor
                 process.end_if_stuck()
                 _keep_alive(process)
             if time.monotonic() >= sweep_at:
-                sweep_at = time.monotonic() + settings.agent.sweep_interval_s
+                began = time.monotonic()
                 undertaker.sweep()
+                now = time.monotonic()  # ten thousand open streams take a second to look at: then less often
+                sweep_at = now + max(settings.agent.sweep_interval_s, min(_MOST_PAUSE_S, 4.0 * (now - began)))
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
         _stop_all(processes)

@@ -551,6 +551,8 @@ class Worker:
         tasks = [t for t in tasks if self._tasks.get(t.key) is t and t.key not in self._visitors]
         for task in tasks:
             if task.is_ended and task.facts.end != task.state:
+                if task.note:
+                    self._report(f"{task.key}: {task.note}")
                 task.facts.end = task.state
                 self._pending.append(Commit(key=task.key, position=task.position, facts=task.facts))
                 self._touched.add((task.key.site, task.key.run))
@@ -684,8 +686,12 @@ class Worker:
 
     @property
     def stalled_s(self) -> float:
-        """For how long a batch has been due, and nothing is committed, though no tracker fails. 0 when all is well."""
-        return max(0.0, self._clock() - max(self.progress_at, self._calm_at))
+        """For how long a batch has been due, and nothing is committed, though no tracker fails. 0 when all is well.
+
+        It may have to wait for an earlier stream's batch, which waits for company: that does not count.
+        """
+        since = max(self.progress_at, self._calm_at) + self._limits.flush_interval_s
+        return max(0.0, self._clock() - since)
 
     def _see_stall(self) -> None:
         """A batch that is due waits a moment for an earlier one of its run; for ever would be a fault of ours."""

@@ -22,6 +22,7 @@ from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.shipping.target import AnotherSpool, Away, OffsetRefused
 
 _CHUNK = 1 << 20
+_NAMED_MOST = 100_000
 _LOCK_WAIT_S = 1.0
 _LEFTOVER_S = 86_400.0
 
@@ -33,9 +34,12 @@ class DirectoryTarget:
         self.path = os.path.abspath(path)
         self.identity = f"directory:{self.path}"
         self._uuid = ""
+        self._named: set[tuple[StreamKey, int]] = set()
+        """Segments whose names are known to be on disk, in this session."""
 
     def open(self, known: str | None) -> str:
         """See `Target.open`. UsageError when the place cannot be a spool."""
+        self._named.clear()
         if known is None:
             self._uuid = create_spool(self.path).uuid
         else:
@@ -98,7 +102,7 @@ class DirectoryTarget:
                 lock.acquire(timeout=_LOCK_WAIT_S)
             except Timeout:
                 raise Locked(f"another shipper is at {key} in {self.path}; it is tried again") from None
-            copy = DirectoryCopy(layout.stream_dir(root, key))
+            copy = DirectoryCopy(layout.stream_dir(root, key), key, self._named)
             try:
                 yield copy
             finally:
@@ -144,12 +148,12 @@ class DirectoryTarget:
 class DirectoryCopy:
     """See `StreamCopy`. Holds at most one file open."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, key: StreamKey, named: set[tuple[StreamKey, int]]) -> None:
+        self._folder, self._key, self._named = folder, key, named
         self._fd = -1
         self._first = 0
         self._dirty = False
-        self._new_names = False
+        self._new_names: set[tuple[StreamKey, int]] = set()
 
     def segments(self) -> dict[int, int]:
         """See `StreamCopy.segments`."""
@@ -211,7 +215,10 @@ class DirectoryCopy:
             self._dirty = False
         if self._new_names:
             durable.fsync_dir(self._folder)
-            self._new_names = False
+            if len(self._named) >= _NAMED_MOST:
+                self._named.clear()
+            self._named |= self._new_names
+            self._new_names.clear()
 
     def close(self) -> None:
         """Closes the open segment, whatever has become of it."""
@@ -225,10 +232,10 @@ class DirectoryCopy:
         self.sync()
         self.close()
         path = self._path(first_seq)
-        if not os.path.exists(path):
+        if (self._key, first_seq) not in self._named:
             durable.make_dirs(self._folder)
             durable.fault_point("create", path)
-            self._new_names = True
+            self._new_names.add((self._key, first_seq))  # if it is there, who made it may have been killed
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags, layout.FILE_MODE)
         self._first = first_seq

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 from spoolagent.errors import FormatError
@@ -69,7 +70,7 @@ class Walk:
             segments = layout.list_segments(self._path)
             there = self._copy.segments()
             self._send_pruned(there)
-            for first, following in zip(segments, [*segments[1:], None], strict=True):
+            for first, following in zip_longest(segments, segments[1:]):
                 state = self._segment(first, following, there.get(first, 0))
                 if following is not None and state != "done":
                     break
@@ -151,6 +152,8 @@ class Walk:
         if segment.first_seq not in self._memory.named:
             with reading(self._path):
                 durable.fsync_dir(self._path)
+                if not self._memory.named:  # its writer may have been killed just after it gave it its name
+                    durable.fsync_dir(os.path.dirname(self._path))
             self._memory.named.add(segment.first_seq)
 
     # -- where to begin ------------------------------------------------------------------------------------

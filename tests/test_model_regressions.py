@@ -1,0 +1,199 @@
+"""Schedules that once found a bug, as they were made smaller. Each name says what must hold."""
+
+import pytest
+from model_run import play
+
+CASES = {}
+
+# StreamWriter.sync lost the other full segments: neither fsynced nor closed.
+CASES["a_failed_fsync_of_one_full_segment_leaves_no_other_open"] = (
+    {"clients": 1, "receivers": ["jsonl"], "remote": False, "batch": 20, "seed": 631448660},
+    [
+        ["ship", 22786, 63063, 48924, 28289, 12980],
+        ["work", 34585, 56884, 27832, 35255, 54380],
+        ["append", 49446, 54662, 29897, 14189, 41420],
+        ["fault", 10785, 52716, 63571, 47580, 12469],
+        ["close", 56834, 16221, 39323, 37912, 29536],
+    ],
+)
+
+# The rename into view had happened; the writer began another stream, the first one looked killed.
+CASES["a_directory_that_cannot_be_fsynced_gives_no_second_stream"] = (
+    {"clients": 1, "receivers": ["jsonl", "model"], "remote": False, "batch": 20, "seed": 883244851},
+    [
+        ["start", 57216, 56505, 49480, 18090, 52640],
+        ["fault", 19320, 13833, 33509, 19042, 28404],
+        ["start", 64968, 58133, 37882, 22693, 30500],
+        ["fault", 30313, 25642, 32093, 28229, 26335],
+        ["append", 27881, 28233, 18106, 25052, 38206],
+        ["append", 49187, 18107, 18604, 1976, 32550],
+    ],
+)
+
+# The hidden directory's name was taken for ever: every event was dropped.
+CASES["a_writer_starts_when_space_returns_though_its_live_file_could_not_be_made"] = (
+    {"clients": 1, "receivers": ["model"], "remote": False, "batch": 20, "seed": 811526309},
+    [
+        ["append", 35937, 60910, 39333, 63699, 13251],
+        ["kill", 43850, 37276, 11747, 3204, 20794],
+        ["append", 40471, 65262, 30222, 49655, 41748],
+        ["start", 9341, 11997, 52178, 40757, 3957],
+        ["start", 30420, 15158, 42769, 16861, 14627],
+        ["start", 11197, 24064, 51141, 5762, 32256],
+        ["ship", 62563, 21223, 25247, 12052, 42762],
+        ["mood", 52227, 32451, 20754, 7982, 15649],
+        ["close", 58262, 25311, 13351, 56168, 3659],
+        ["work", 9270, 50332, 34938, 31930, 31908],
+        ["close", 3744, 60729, 27693, 62425, 39492],
+        ["ship", 36420, 37588, 936, 40471, 53940],
+        ["fault", 13431, 57985, 20923, 53586, 2418],
+        ["start", 30574, 24082, 22246, 2045, 4947],
+        ["work", 47315, 14229, 47150, 36999, 14067],
+        ["start", 27317, 51412, 11406, 16614, 2237],
+        ["close", 47380, 12980, 59924, 17551, 41881],
+        ["work", 23647, 54721, 40225, 31866, 36949],
+        ["kill", 45121, 6146, 56091, 40120, 1798],
+        ["append", 45649, 62582, 42436, 47121, 50858],
+        ["append", 4912, 25076, 11632, 59006, 65414],
+        ["append", 42084, 43047, 26853, 13633, 29546],
+        ["append", 3186, 30606, 23600, 29832, 29232],
+        ["append", 52292, 21374, 41763, 9940, 14885],
+        ["append", 49176, 17433, 17797, 65151, 1222],
+        ["append", 34812, 22546, 2429, 59416, 15822],
+    ],
+)
+
+# With durability process a tick closed them without fsync, and flush() said that all was durable.
+CASES["flush_covers_full_segments_that_a_tick_closed"] = (
+    {"clients": 2, "receivers": ["tb"], "remote": False, "batch": 20, "seed": 58112160},
+    [
+        ["append", 45796, 27674, 18450, 8214, 40434],
+        ["tick", 64287, 43067, 41360, 53077, 30725],
+        ["sync", 36960, 58870, 24722, 43894, 13635],
+        ["power", 1364, 4107, 53482, 38571, 40320],
+    ],
+)
+
+# The shipper said done and never wrote a new .end: the run ran for ever.
+CASES["a_void_end_is_not_taken_for_the_end_of_the_stream"] = (
+    {"clients": 1, "receivers": ["home", "jsonl"], "remote": True, "batch": 1, "seed": 998252654},
+    [
+        ["work", 44416, 4782, 57313, 30925, 14854],
+        ["append", 53823, 47569, 17112, 47642, 62556],
+        ["undertake", 45878, 59550, 48392, 50067, 21306],
+        ["clock", 29183, 50650, 52423, 28294, 57432],
+        ["work", 60333, 37658, 65252, 50412, 55430],
+        ["undertake", 52074, 24096, 42673, 12501, 14080],
+    ],
+)
+
+# After a crash its patience began anew, and the run's state was written between its bytes.
+CASES["a_named_batch_with_a_loss_in_it_comes_first_again"] = (
+    {"clients": 1, "receivers": ["home", "tb"], "remote": False, "batch": 3, "seed": 1048341280},
+    [
+        ["append", 50123, 54110, 26827, 4154, 2707],
+        ["flip", 1974, 30154, 61433, 7995, 33863],
+        ["ship", 38582, 26069, 51542, 15749, 43269],
+        ["clock", 16432, 34892, 62541, 55649, 28480],
+        ["ship", 58609, 42656, 2926, 57886, 43561],
+        ["work", 14565, 52046, 31930, 33719, 31227],
+        ["mood", 56689, 37039, 42562, 29001, 35835],
+        ["clock", 58793, 5154, 55207, 7747, 7184],
+        ["work", 34683, 62065, 19909, 35819, 53305],
+    ],
+)
+
+# Another stream's batch went into the file first: the batch stood there twice.
+CASES["a_named_batch_that_is_away_is_waited_for"] = (
+    {"clients": 2, "receivers": ["home", "jsonl", "tb"], "remote": False, "batch": 3, "seed": 79008401},
+    [
+        ["append", 15857, 5491, 2144, 21940, 53894],
+        ["mood", 57697, 44952, 39597, 15289, 56562],
+        ["rsync", 56197, 64598, 33897, 14945, 40107],
+        ["work", 42884, 5354, 9061, 36040, 57824],
+        ["work", 49105, 5010, 45861, 54241, 19278],
+        ["power", 32773, 7137, 63532, 33985, 44533],
+        ["work", 49918, 24681, 4602, 45501, 64387],
+        ["start", 47850, 43504, 13719, 57532, 32162],
+    ],
+)
+
+# Two reasons to wait took turns for ever.
+CASES["a_file_cut_below_the_cursor_does_not_block_what_follows"] = (
+    {"clients": 2, "receivers": ["home", "jsonl"], "remote": False, "batch": 4, "seed": 467117291},
+    [
+        ["append", 16817, 21891, 49827, 39134, 53390],
+        ["close", 49603, 12978, 16018, 40415, 29789],
+        ["append", 22026, 27804, 24779, 25530, 23770],
+        ["work", 47270, 19805, 22935, 10649, 4790],
+        ["append", 6261, 19855, 42384, 3523, 46577],
+        ["append", 18093, 42844, 11247, 35493, 19489],
+        ["kill", 64579, 13845, 27740, 10946, 32577],
+        ["start", 6878, 53844, 47923, 56976, 42807],
+        ["append", 14641, 46862, 28054, 6522, 36322],
+        ["cut", 4896, 27486, 25674, 51835, 29436],
+    ],
+)
+
+# ValueError out of a strict zip ended the whole shipper.
+CASES["a_stream_without_segments_does_not_end_the_shipper"] = (
+    {"clients": 1, "receivers": ["model"], "remote": False, "batch": 4, "seed": 5},
+    [
+        ["start", 0, 0, 1, 0, 3],
+        ["append", 0, 3, 0, 0, 0],
+        ["kill", 0, 0, 0, 0, 0],
+        ["remove", 0, 0, 0, 0, 0],
+        ["ship", 0, 0, 3, 0, 0],
+    ],
+)
+
+# The reader's short cut took what it had seen, but not read, for read.
+CASES["what_comes_while_a_full_batch_waits_is_read"] = (
+    {"clients": 2, "receivers": ["home", "model"], "remote": False, "batch": 3, "seed": 384502194},
+    [
+        ["work", 4166, 1349, 52254, 34634, 18178],
+        ["start", 53394, 2185, 16069, 26195, 64186],
+        ["append", 41545, 30353, 32521, 34260, 2099],
+        ["full", 65020, 62843, 5857, 4582, 41183],
+        ["work", 63744, 31660, 41990, 45861, 64758],
+    ],
+)
+
+# At the server, with a crash in flight.
+CASES["a_cut_below_a_named_batch"] = (
+    {"clients": 1, "receivers": ["jsonl"], "remote": False, "batch": 20, "seed": 463887275},
+    [
+        ["append", 64732, 28784, 21768, 23799, 24109],
+        ["power", 49520, 26426, 6053, 7428, 1025],
+        ["append", 50809, 60801, 8321, 52158, 22976],
+        ["mood", 30581, 33148, 41106, 5493, 32074],
+        ["ship", 50970, 20469, 40555, 38669, 64233],
+        ["work", 12918, 7871, 42457, 40652, 38223],
+        ["cut", 6398, 56874, 5510, 32382, 36121],
+        ["work", 53532, 26079, 25366, 55505, 10264],
+        ["work", 28483, 14646, 40688, 51137, 27544],
+    ],
+)
+
+# Nothing may stay open after a writer's failed creation.
+CASES["a_full_disk_under_a_writer"] = (
+    {"clients": 1, "receivers": ["tb"], "remote": False, "batch": 1, "seed": 35573259},
+    [
+        ["ship", 21061, 50663, 1285, 20189, 57707],
+        ["append", 22497, 61832, 23161, 9220, 49345],
+        ["start", 39150, 21157, 24588, 4165, 279],
+        ["work", 33708, 25021, 32995, 12242, 61796],
+        ["append", 40826, 18255, 15434, 18255, 18415],
+        ["append", 56910, 20303, 40945, 16367, 16684],
+        ["start", 27297, 58368, 29676, 57352, 27845],
+        ["ship", 12778, 22433, 56224, 13234, 14261],
+        ["fault", 51852, 63487, 55379, 43186, 26678],
+        ["start", 10294, 4491, 10331, 63776, 39731],
+        ["tick", 30160, 60316, 35140, 65129, 9380],
+    ],
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_schedule(name):
+    play(*CASES[name])
