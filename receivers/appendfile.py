@@ -131,7 +131,9 @@ def _free_name(file: Append, first: int) -> tuple[int, str]:
         name = file.name(number)
         if not os.path.lexists(os.path.join(file.folder, name)):  # what is not in the state is not ours
             return number, name
-    raise Unreachable(f"{file.folder}: {MAX_NAMES} names from {file.name(first)} on are taken: move them away")
+    raise Unreachable(
+        f"{file.folder}: {MAX_NAMES} names from {file.name(first)} on are taken: move them away"
+    )
 
 
 def _encoded(file: Append, at: int, skip: int) -> tuple[bytes, int]:
