@@ -235,7 +235,8 @@ class Aftermath:
 
     def _applied_jsonl(self):
         found = {}
-        for path in sorted(glob.glob(os.path.join(self.world.out, "jsonl", "events*"))):
+        paths = glob.glob(os.path.join(self.world.out, "jsonl", "events*"))
+        for path in sorted(paths, key=lambda path: (len(path), path)):  # events.jsonl, events-2.jsonl, ...
             with open(path, "rb") as file:
                 lines = file.read().split(b"\n")[:-1]
             for line in lines:

@@ -20,6 +20,7 @@ from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.receivers.jsonl import JsonLinesReceiver
 from spoolagent.serving import store as store_module
+from spoolagent.serving import runs as runs_module
 from spoolagent.serving import worker as worker_module
 from spoolagent.serving.store import Store
 from spoolagent.serving.worker import Worker
@@ -31,7 +32,19 @@ from spoolagent.undertaker import Undertaker
 
 CLOCK = Clock()
 _WORLD = SimpleNamespace(current=None)
-_TIMED = (stream, live, ends, facts, attempts, store_module, worker_module, directory, shipper, carry)
+_TIMED = (
+    stream,
+    live,
+    ends,
+    facts,
+    attempts,
+    store_module,
+    runs_module,
+    worker_module,
+    directory,
+    shipper,
+    carry,
+)
 _SMALL = {"max_bytes": 4096, "flush_interval_s": 0.3}
 GOOD_ENDS = (SpoolError, OSError, sqlite3.Error)
 
@@ -260,6 +273,7 @@ class World:
         """Runs in the writer's process."""
         process, writer, client = place
         hit, seq = process.hit, 0
+        self.record(writer, client)  # it may only now begin its stream
         if status:
             dropped = writer.dropped
             writer.append("run_end", {"status": status, "exit_code": 0})
@@ -434,7 +448,7 @@ class World:
                 raise Violation(
                     f"durability: {key} segment {first} counts as shipped, but the target may forget it"
                 )
-            if not self.files.durable(source, name).startswith(content):
+            if not self.copies and not self.files.durable(source, name).startswith(content):
                 raise Violation(f"durability: {key} segment {first} left a machine that may forget it")
 
     def check_handed_out(self, key, seqs):

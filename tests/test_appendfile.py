@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tb_help import Killed, clone, cuts, killed_at, plant, tree, without_fsync
 
 from spoolagent.errors import Unreachable
+from spoolagent.format.durable import make_dirs
 from spoolagent.receivers.appendfile import Append, append, own_names
 from spoolagent.testing import MemoryState, set_fault
 
@@ -223,6 +224,7 @@ def test_after_a_failed_fsync_the_bytes_are_written_again(tmp_path):
     """The kernel forgets dirty pages after a failed fsync: only a new write makes the next fsync mean something."""
     state, calls = MemoryState(), []
     fail = [True]
+    make_dirs(str(tmp_path))
 
     def fault(what, path):
         calls.append(what)

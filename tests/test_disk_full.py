@@ -141,14 +141,17 @@ def test_a_worker_stops_accepting_and_goes_on_by_itself(tmp_path, disk, what, ki
             waits.append(number)
             if len(waits) == 12:
                 disk.make_room()
+                room_at.append(clock.now)
 
+    room_at, clock = [], h.Clock()
     receiver.deliver = deliver
-    done = h.deliver(spool, receiver, on_wait=on_wait, max_events=20)
+    done = h.deliver(spool, receiver, on_wait=on_wait, max_events=20, clock=clock)
     assert len(waits) == 12, "the disk was no obstacle"
     assert done.drained
     assert (done.dead, done.lost) == (0, 0), done.said
     assert any("everything is kept" in line for line in done.said), done.said
     assert any("reached again" in line for line in done.said)
+    assert clock.now - room_at[0] < 40, "the longest back-off"
     assert found_in(kind, out) == Counter(dict.fromkeys(range(200), 6))
     h.assert_sound(done.folder)
 
@@ -271,6 +274,38 @@ def test_a_worker_whose_disk_fails_now_and_then(tmp_path, fault, kind, operation
     if kind == "wandb":
         assert h.exits_in_wandb(tmp_path / "wandb") == [0, 0]
     h.assert_sound(done.folder)
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_checkpoint_that_the_disk_refuses_makes_no_dead_letters(tmp_path, fault, kind):
+    """A receiver commits its state in the middle of a call (a new file, an end): that is our trouble, not the event's."""
+    finished(tmp_path / "spool", 40)
+    receiver = load_receiver(SPECS[kind].format(tmp_path), {})
+    refused = []
+
+    def failing(call, most):
+        def full(operation, path):
+            if operation == "commit" and len(refused) < most:
+                refused.append(path)
+                raise sqlite3.OperationalError("database or disk is full")
+
+        def inner(what):
+            fault(full)
+            try:
+                return call(what)
+            finally:
+                fault(None)
+
+        return inner
+
+    receiver.deliver = failing(receiver.deliver, 3)
+    receiver.set_status = failing(receiver.set_status, 6)
+    done = h.deliver(tmp_path / "spool", receiver, passes=1000)
+    assert len(refused) == (6 if kind == "wandb" else 3)
+    assert (done.drained, done.dead, done.lost) == (True, 0, 0), done.said
+    assert found_in(kind, tmp_path) == Counter(dict.fromkeys(range(40), 1))
+    if kind == "wandb":
+        assert h.exits_in_wandb(tmp_path / "wandb") == [0]
 
 
 def test_damage_is_kept_aside_before_anything_is_delivered(tmp_path, fault):

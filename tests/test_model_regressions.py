@@ -175,6 +175,45 @@ CASES["a_cut_below_a_named_batch"] = (
     ],
 )
 
+# A fsync had failed; the next look found nothing to append, and said done.
+CASES["what_a_session_finds_complete_at_the_target_is_fsynced_there"] = (
+    {"clients": 1, "receivers": ["jsonl", "model"], "remote": False, "batch": 3, "seed": 976907906},
+    [
+        ["ship", 16509, 40245, 207, 33107, 65011],
+        ["append", 43178, 36176, 26798, 15943, 33321],
+        ["close", 47622, 51808, 33354, 59558, 43086],
+        ["ship", 8371, 5623, 63105, 54271, 39958],
+        ["append", 4004, 9295, 41785, 23830, 63772],
+        ["ship", 29377, 54394, 10307, 13980, 7401],
+        ["work", 1231, 52939, 52764, 23798, 37969],
+        ["work", 43410, 1078, 47821, 13335, 64885],
+        ["close", 31352, 29103, 50761, 6138, 55039],
+        ["fault", 5018, 9756, 32745, 12029, 18802],
+        ["append", 55290, 46436, 55922, 26238, 2289],
+        ["ship", 58618, 36176, 63429, 20884, 51267],
+    ],
+)
+
+# A power cut took the seals: the server waited a day for each.
+CASES["segments_that_lost_only_their_seals_are_not_waited_for"] = (
+    {"clients": 1, "receivers": ["tb"], "remote": False, "batch": 20, "seed": 515969266},
+    [
+        ["append", 3026, 257, 61197, 5526, 62202],
+        ["copy", 291, 5193, 16761, 31120, 55483],
+        ["append", 29631, 50082, 6280, 14775, 54148],
+        ["close", 3053, 59176, 2940, 47939, 628],
+        ["append", 62151, 50108, 20783, 5074, 54148],
+        ["append", 30125, 10678, 12961, 12473, 51443],
+        ["power", 47774, 41121, 32533, 1281, 28571],
+        ["append", 41794, 21529, 57681, 10180, 41612],
+        ["append", 21154, 55551, 46220, 39229, 52128],
+        ["append", 4993, 58751, 3493, 20460, 59971],
+        ["close", 65348, 64788, 25306, 42737, 59032],
+        ["append", 34160, 24541, 53460, 8044, 36565],
+        ["flip", 35439, 64270, 56149, 19022, 1253],
+    ],
+)
+
 # Nothing may stay open after a writer's failed creation.
 CASES["a_full_disk_under_a_writer"] = (
     {"clients": 1, "receivers": ["tb"], "remote": False, "batch": 1, "seed": 35573259},

@@ -25,15 +25,6 @@ from spoolagent.undertaker import Undertaker
 TRACKERS = ("jsonl", "tensorboard", "wandb", "mlflow")
 
 
-class Clock:
-    """Monotonic s that move when told."""
-
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
 class Tracker:
     """One of the four, with what it holds of a run by its own reader."""
 
@@ -192,7 +183,7 @@ def has_end(folder):
 def test_a_writer_of_another_host_that_was_suspended_goes_on(tmp_path):
     """SIGSTOP past `stale_after`: taken for dead, wakes, goes on, is killed at last; the state follows each time."""
     spool, out = tmp_path / "spool", tmp_path / "events.jsonl"
-    clock = Clock()
+    clock = h.Clock()
     with Training(spool, host="another-host") as training:
         undertaker = Undertaker(open_spool(str(spool)), stale_after_s=60.0, clock=clock)
         training.tell(20)
@@ -218,7 +209,7 @@ def test_a_writer_of_another_host_that_was_suspended_goes_on(tmp_path):
 
 def test_a_suspended_writer_of_this_host_is_never_taken_for_dead(tmp_path):
     """Its lock says that it lives, however old its LIVE is."""
-    clock = Clock()
+    clock = h.Clock()
     with Training(tmp_path) as training:
         training.tell(5)
         training.suspend()
@@ -236,7 +227,7 @@ def test_a_lock_that_seems_free_is_believed_once(tmp_path, monkeypatch):
     """A network file system that shows no locks: the writer is declared dead, goes on, and is then timed."""
     spool, out = tmp_path / "spool", tmp_path / "events.jsonl"
     monkeypatch.setattr(live, "is_locked", lambda stream: False)
-    clock = Clock()
+    clock = h.Clock()
     undertaker = Undertaker(create_spool(str(spool)), stale_after_s=600.0, clock=clock)
     with Training(spool) as training:
         training.tell(20)
@@ -263,7 +254,7 @@ def test_a_lock_that_seems_free_is_believed_once(tmp_path, monkeypatch):
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     """Training logs all the same; nobody asks for the lock, and LIVE's content is timed on this host, too."""
-    clock = Clock()
+    clock = h.Clock()
     with Training(tmp_path, locks="none") as training:
         training.tell(20)
         monkeypatch.setattr(live, "is_locked", lambda stream: pytest.fail("nobody may ask"))
@@ -283,7 +274,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 @pytest.mark.parametrize("broken", ["F_GETLK fails", "LIVE cannot be opened"])
 def test_a_lock_that_cannot_be_asked_is_no_evidence(tmp_path, monkeypatch, broken):
     """The content is timed instead: a living writer is left alone, a dead one is found."""
-    clock = Clock()
+    clock = h.Clock()
 
     def fail(*args, **kw):
         raise OSError(37, "No locks available")
@@ -319,7 +310,7 @@ def test_a_wrong_end_makes_the_next_one_wait(tmp_path, monkeypatch):
         assert end_dead_stream(training.dir, DeathWatch())
         first_end = read_end(training.dir, 1)
         training.tell(2)  # still in the same segment
-        clock = Clock()
+        clock = h.Clock()
         watch = DeathWatch(stale_after_s=60.0, clock=clock)
         assert not end_dead_stream(training.dir, watch)
         training.kill()
@@ -457,7 +448,7 @@ def test_a_bad_line_is_read_again_for_as_long_as_the_operator_wants(tmp_path, he
     with open(path, "r+b") as file:
         file.seek(at)
         file.write(b"\0" * 8)  # a hole, as network file systems show them
-    clock, waiting = Clock(), []
+    clock, waiting = h.Clock(), []
 
     def on_wait(number):
         if clock.now < 1004:
@@ -711,7 +702,7 @@ def test_a_receiver_that_was_in_the_middle_of_what_is_pruned(tmp_path, tracker):
     writer = make_writer(spool, segment_bytes=2000, start={"name": "pruned", "project": tracker.experiment})
     write_metrics(writer, 100)
     writer.flush()
-    receiver, clock = tracker.receiver(), Clock()
+    receiver, clock = tracker.receiver(), h.Clock()
     inner = receiver.deliver
 
     def slow(batch):

@@ -1,9 +1,12 @@
 """A run's state, derived from its streams (docs/format.md, "A run's state")."""
 
+import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 from spoolagent.contract import RunEnd, Status
+from spoolagent.format.reader import Chunk
 from spoolagent.serving.store import StreamFacts
 
 _WORST = ("failed", "killed", "finished")
@@ -35,3 +38,20 @@ def derive(site: str, run: str, streams: Iterable[StreamView]) -> RunEnd:
 def _status(view: StreamView) -> Status:
     """What one ended stream says: its `run_end`; without one its process was killed."""
     return cast(Status, view.facts.status or "killed")
+
+
+def facts_after(facts: StreamFacts, held: Chunk) -> StreamFacts:
+    """The facts of a stream after this chunk."""
+    events = held.events
+    new = replace(facts, news_ns=time.time_ns(), last_seq=held.position.next_seq - 1)
+    for event in events:
+        if event.type == "run_end" and isinstance(event.data.get("status"), str):
+            new.status = event.data["status"]
+            code = event.data.get("exit_code")
+            new.exit_code = code if isinstance(code, int) else None
+        elif event.type == "gap" and isinstance(event.data.get("dropped"), int):
+            new.gap += event.data["dropped"]
+    if events:
+        last = events[-1]
+        new.last_ns = last.wall_ns if last.type == "run_end" else max(new.last_ns, last.time_ns)
+    return new

@@ -5,30 +5,27 @@ The same loop serves a client's own spool, a server's, and `replay`.
 
 import contextlib
 import os
-import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Protocol
 
-import orjson
-
 from spoolagent.contract import Batch, Outcome, Receiver, RunEnd
-from spoolagent.errors import Refused, Transient, Unreachable
-from spoolagent.format import durable
-from spoolagent.format.events import Event, check
-from spoolagent.format.layout import AGENT_DIR, StreamKey, blob_dir
+from spoolagent.format.events import Event
+from spoolagent.format.layout import StreamKey, blob_dir
 from spoolagent.format.listing import Listing
-from spoolagent.format.reader import START, Bad, Chunk, Position
+from spoolagent.format.reader import START, Position
 from spoolagent.format.spool import Spool
 from spoolagent.serving.activity import Activity
-from spoolagent.serving.backoff import Backoff
-from spoolagent.serving.chunks import halves, split_valid
-from spoolagent.serving.retries import Retries, Retry
-from spoolagent.serving.runs import StreamView, derive
-from spoolagent.serving.store import Commit, Letter, Named, Retried, Store, StreamFacts
+from spoolagent.serving.chunks import split_valid
+from spoolagent.serving.delivery import Delivery
+from spoolagent.serving.note import write_note
+from spoolagent.serving.quarantine import keep_aside
+from spoolagent.serving.retries import Retries
+from spoolagent.serving.retry_round import RetryRound
+from spoolagent.serving.runs import StreamView, derive, facts_after
+from spoolagent.serving.store import Commit, Named, Store, StreamFacts
 from spoolagent.serving.task import Task
+from spoolagent.serving.telling import Teller
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
 
 _SLOW_SWEEP_S = 30.0
@@ -44,14 +41,6 @@ class Hints(Protocol):
 
     def wait(self, timeout_s: float) -> set[StreamKey] | None:
         """Streams that changed, or None for "look at all of them"."""
-
-
-class _HeldRun:
-    """A run whose tracker said "not now" to a batch of `owner`, which comes next then."""
-
-    def __init__(self, owner: Task | Retry) -> None:
-        self.owner = owner
-        self.backoff = Backoff()
 
 
 class Worker:
@@ -76,12 +65,16 @@ class Worker:
         on_batch: Callable[[], None] = lambda: None,
         activity: Activity | None = None,
     ) -> None:
-        self._spool, self._receiver, self._store = spool, receiver, store
+        self._spool, self._store = spool, store
         self._agent, self._limits, self._hints = agent, limits, hints
         self._selection = selection or _EVERYTHING
         self._report, self._clock, self._should_stop = report, clock, should_stop
         self._on_batch = on_batch
         self._activity = activity or Activity()
+        self._delivery = Delivery(
+            limits.name, receiver, store, activity=self._activity, report=report, clock=clock
+        )
+        self._teller = Teller(self._delivery)
         self._tasks: dict[StreamKey, Task] = {}
         self._finished: dict[StreamKey, StreamFacts] = {}
         """Streams that are ended and delivered: out of the sweep."""
@@ -89,26 +82,25 @@ class Worker:
         self._redoing: set[StreamKey] = set()
         """Streams whose batch went out before a crash, and cannot be read again now."""
         self._redo_until = 0.0
-        self._pending: list[Commit] = []
-        self._backoff = Backoff()
-        self._held_runs: dict[tuple[str, str], _HeldRun] = {}
-        self._resume_at = 0.0
-        self._error = ""
-        self._disk_refuses = False
-        """The cursor store took no commit when it was last asked."""
         self._draining = False
         self._visitors: set[StreamKey] = set()
         """Streams that are not selected, of which only the batch named before a crash is delivered."""
         self._listing = Listing(spool.path)
         self._retries = Retries(spool.path, store, self._selection)
+        self._retry_round = RetryRound(
+            spool.path,
+            self._retries,
+            self._delivery,
+            self._teller,
+            should_stop=should_stop,
+            on_applied=lambda: self._count(1),
+        )
         self._touched: set[tuple[str, str]] = set()
         self._noted_at = -_NOTE_EVERY_S
         self._slow_sweep_at = 0.0
         self._not_yet: set[StreamKey] = set()
         """Streams that hold a batch which is due, and waits for something else."""
         self._calm_at = clock()
-        self.progress_at = clock()
-        """When something was last committed or nothing was to be done."""
         self.delivered = 0
         """Events delivered by this worker."""
         self._load()
@@ -116,8 +108,6 @@ class Worker:
     # -- starting ------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        self._told = self._store.told()
-        self._unsure = [key for key, told in self._told.items() if not told["sure"]]
         for key, (position, facts) in self._store.streams().items():
             self._runs.setdefault((key.site, key.run), set()).add(key)
             if not self._selection.takes_run(key.site, key.run):
@@ -220,21 +210,22 @@ class Worker:
         Or until the next sweep is due, then True: a tracker that is slower than the writers must not keep new
         streams from being found, nor runs from being told how they ended.
         """
-        if self._unsure and not self._retell():
+        if not self._teller.retell():
             return False
         until = self._clock() + self._agent.sweep_interval_s
-        self._retry_named()
+        self._retry_round.first()
         tasks.sort(key=lambda t: (not t.named, t.facts.attempt, t.facts.created_ns, t.key))
         busy = True
         while busy and not (self._should_stop() and not self._draining):
             busy = False
             for task in tasks:
-                if self._clock() < self._resume_at or (self._should_stop() and not self._draining):
+                if self._delivery.is_away or (self._should_stop() and not self._draining):
                     break
                 busy |= self._turn(task)
             if self._draining or self._clock() >= until:
                 break  # at a stop only what was held: a backlog would take longer than the supervisor waits
-        self._retry_marked(until)
+        if not self._draining:
+            self._retry_round.last(until)
         self._settle(tasks)
         return busy
 
@@ -251,7 +242,7 @@ class Worker:
         if due_s is None or due_s > 0:
             return False
         self._not_yet.add(task.key)
-        if self._is_held(task):
+        if self._delivery.is_held(task):
             return False
         if task.named:  # it went out before, in whole or in part: nothing may come between
             return self._deliver(task)
@@ -274,14 +265,6 @@ class Worker:
             if key not in self._tasks or self._tasks[key].redoing is None:
                 self._redoing.discard(key)
         return bool(self._redoing) and self._clock() < self._redo_until
-
-    def _is_held(self, task: Task | Retry) -> bool:
-        """True while another batch of the same run was not taken: that one comes first, as it was."""
-        hold = self._held_runs.get((task.key.site, task.key.run))
-        if hold is None or hold.owner is task:
-            return False
-        task.retry_at = max(task.retry_at, hold.owner.retry_at)
-        return True
 
     def _comes_later(self, task: Task) -> bool:
         """True while an earlier attempt of the run, or an earlier stream that has ended, has undelivered events.
@@ -315,7 +298,10 @@ class Worker:
     def _deliver(self, task: Task) -> bool:
         held = task.held
         assert held is not None
-        if not self._quarantine(task.key, held.bad):
+        try:
+            keep_aside(self._spool.path, task.key, held.bad)
+        except OSError as error:
+            self._delivery.away(f"damaged bytes cannot be kept aside: {error}")
             return False
         good, dead = split_valid(held.events)
         good = self._chosen(task, good)
@@ -323,19 +309,19 @@ class Worker:
         if good:
             is_damaged = bool(held.lost or held.bad)
             name = Named(task.key, held.position, held.position.next_seq - 1, task.chosen, is_damaged)
-            if not self._commit(name):
+            if not self._delivery.commit(name):
                 return False
             task.named = True
             blobs = blob_dir(self._spool.path, task.key.site)
             batch = Batch(stream=task.stream, events=tuple(good), blobs=blobs, again=task.again)
-            if not self._try(task, batch, outcome):
+            if not self._delivery.deliver(task, batch, outcome):
                 task.again = True
                 return False
         kinds = {event.seq: event.type for event in good}
         dead += [(seq, kinds.get(seq, "?"), reason) for seq, reason in outcome.dead.items()]
-        facts = _updated(task.facts, held)
+        facts = facts_after(task.facts, held)
         task.facts = facts
-        self._pending.append(
+        self._delivery.pending.append(
             Commit(
                 key=task.key,
                 position=held.position,
@@ -350,11 +336,14 @@ class Worker:
         self._say_damage(task, dead)
         task.delivered()
         self._not_yet.discard(task.key)
-        self.delivered += len(good)
-        self._on_batch()
+        self._count(len(good))
         if task.key not in self._visitors:
             self._touched.add((task.key.site, task.key.run))
         return True
+
+    def _count(self, events: int) -> None:
+        self.delivered += events
+        self._on_batch()
 
     def _chosen(self, task: Task, events: list[Event]) -> list[Event]:
         """What the selection takes; of a batch that was named, what it took then."""
@@ -365,136 +354,6 @@ class Worker:
         taken = frozenset(task.chosen)
         return [event for event in events if event.seq in taken]
 
-    def _try(self, task: Task | Retry, batch: Batch, outcome: Outcome) -> bool:
-        """True when the whole batch is resolved. False: it stays named, and is tried again later."""
-        first, last = batch.events[0].seq, batch.events[-1].seq
-        self._activity.begin(f"delivering seqs {first} to {last} of", task.key)
-        run = (task.key.site, task.key.run)
-        mark = self._store.mark()
-        try:
-            self._bisect(batch, outcome)
-        except (Unreachable, OSError) as error:
-            self._store.rollback(mark)
-            self._away(f"{error}")
-            return False
-        except sqlite3.Error as error:
-            self._store.rollback(mark)
-            self._refused_by_disk(error)
-            return False
-        except Transient as error:
-            self._store.rollback(mark)
-            hold = self._held_runs.setdefault(run, _HeldRun(task))
-            task.retry_at = self._clock() + hold.backoff.failed(error.retry_after_s)
-            task.note = self._error = str(error)
-            if hold.backoff.failures == 1:
-                self._report(f"{self._limits.name}: {task.key}: {error}; trying again")
-            return False
-        self._held_runs.pop(run, None)
-        self._is_back()
-        return True
-
-    # -- dead letters that somebody wants delivered again ------------------------------------------------------
-
-    def _retry_named(self) -> None:
-        """Before all else, what went out and was not committed: nothing may come between."""
-        try:
-            named = self._retries.named()
-        except OSError as error:  # whether it was applied can only be known by delivering it again
-            self._away(f"a dead letter that was being retried cannot be read: {error}")
-            return
-        self._retry_each(named, None)
-
-    def _retry_marked(self, until: float) -> None:
-        """After everything else that is due, the next page of what is marked in the database."""
-        if self._draining or self._clock() < self._resume_at or self._should_stop():
-            return
-        if any(change.retried is not None for change in self._pending) and not self._commit():
-            return
-        self._retry_each(self._retries.due(), until)
-
-    def _retry_each(self, retries: list[Retry], until: float | None) -> None:
-        """In their order, until the next sweep is due; at least one."""
-        ends: Counter[str] = Counter()
-        for retry in retries:
-            if self._clock() < self._resume_at or (self._should_stop() and not retry.named):
-                break
-            if self._clock() < retry.retry_at or self._is_held(retry):
-                continue
-            ends[self._retry(retry)] += 1
-            if until is not None and self._clock() >= until:
-                break
-        if applied := ends["applied"]:
-            self._report(f"{self._limits.name}: {applied} dead letters were retried and delivered")
-        if again := ends["refused"]:
-            self._report(f"{self._limits.name}: {again} dead letters were retried and are still dead letters")
-
-    def _retry(self, retry: Retry) -> str:
-        """Delivers one dead letter again: "applied", "refused", or "" when it is to be tried again."""
-        event, why, outcome = retry.event, retry.why, Outcome()
-        if event is not None:
-            why = check(event) or ""
-        if event is not None and not why:
-            if not retry.named and not self._commit(retry=retry.letter):
-                return ""
-            retry.named = True
-            blobs = blob_dir(self._spool.path, retry.key.site)
-            stream = self._retries.stream(retry)
-            if not self._try(retry, Batch(stream=stream, events=(event,), blobs=blobs, again=True), outcome):
-                return ""
-            why = outcome.dead.get(event.seq, "")
-        self._retries.resolved(retry)
-        letter = retry.letter
-        self._pending.append(Commit(retried=Retried(letter.key, letter.seq, why), skipped=outcome.skipped))
-        if why:
-            return "refused"
-        self.delivered += 1
-        self._on_batch()
-        self._tell_again((letter.key.site, letter.key.run))
-        return "applied"
-
-    def _tell_again(self, run: tuple[str, str]) -> None:
-        """An event that came late may have reopened the run in its tracker: its state is told once more."""
-        told = self._told.get(run)
-        if told is None or told["status"] == "running":
-            return
-        self._told[run] = {**told, "sure": False}
-        self._pending.append(Commit(told=(*run, self._told[run])))
-        if run not in self._unsure:
-            self._unsure.append(run)
-
-    def _bisect(self, batch: Batch, outcome: Outcome) -> None:
-        """Delivers the batch; when it is refused, its halves, down to the one event that is a dead letter."""
-        mark = self._store.mark()
-        try:
-            part = self._receiver.deliver(batch)
-        except (Unreachable, Transient, OSError, sqlite3.Error):  # the last: our own store, at a checkpoint
-            raise
-        except Exception as error:  # noqa: BLE001 - Refused, or a record that a receiver chokes on: it must not stop the rest
-            self._store.rollback(mark)
-            if len(batch.events) == 1:
-                why = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-                outcome.dead[batch.events[0].seq] = why
-                return
-            for half in halves(batch):
-                self._bisect(half, outcome)
-            return
-        outcome.dead.update(part.dead)
-        for kind, count in part.skipped.items():
-            outcome.skipped[kind] = outcome.skipped.get(kind, 0) + count
-
-    def _away(self, why: str) -> None:
-        wait_s = self._backoff.failed()
-        self._resume_at = self._clock() + wait_s
-        self._error = why
-        if self._backoff.failures == 1:
-            self._report(f"{self._limits.name}: {why}; everything is kept, trying again")
-
-    def _is_back(self) -> None:
-        if self._backoff.failures:
-            self._report(f"{self._limits.name}: reached again after {self._backoff.failures} failures")
-        self._backoff.succeeded()
-        self._error = ""
-
     def _say_damage(self, task: Task, dead: list[tuple[int, str, str]]) -> None:
         held = task.held
         assert held is not None
@@ -504,44 +363,6 @@ class Worker:
             self._report(f"{self._limits.name}: {task.key}: {kind} event {seq} is a dead letter: {reason}")
         if len(dead) > 3:
             self._report(f"{self._limits.name}: {task.key}: {len(dead) - 3} more dead letters in this batch")
-
-    def _quarantine(self, key: StreamKey, bad: list[Bad]) -> bool:
-        """Keeps bytes that are no valid line aside, once for all receivers. False when the disk refuses."""
-        folder = os.path.join(self._spool.path, AGENT_DIR, "quarantine", *key)
-        try:
-            for piece in bad:
-                path = os.path.join(folder, f"{piece.segment:020d}-{piece.offset}")
-                if not os.path.exists(path):
-                    durable.make_dirs(folder)
-                    durable.write_file(path, piece.data)
-        except OSError as error:
-            self._away(f"damaged bytes cannot be kept aside: {error}")
-            return False
-        return True
-
-    # -- committing --------------------------------------------------------------------------------------------
-
-    def _commit(self, name: Named | None = None, retry: Letter | None = None) -> bool:
-        """Commits what is pending, and names what is delivered next. False when the disk refuses: all is kept."""
-        self._activity.begin("committing to", self._store.path)
-        try:
-            self._store.commit(self._pending, name, retry)
-        except (sqlite3.Error, OSError) as error:
-            self._refused_by_disk(error)
-            return False
-        self._pending.clear()
-        self.progress_at = self._clock()
-        if self._disk_refuses:
-            self._disk_refuses = False
-            self._resume_at = self._clock()
-            self._is_back()
-        return True
-
-    def _refused_by_disk(self, error: Exception) -> None:
-        """The disk of the cursors is full or fails: nothing is delivered until it takes a commit."""
-        self._disk_refuses = True
-        if self._clock() >= self._resume_at:  # it is asked at every sweep, but that is one failure
-            self._away(f"{self._store.path}: {error}")
 
     def _settle(self, tasks: list[Task]) -> None:
         """After a round: commits, takes ended streams out of the sweep, tells the receiver how runs stand."""
@@ -554,11 +375,11 @@ class Worker:
                 if task.note:
                     self._report(f"{task.key}: {task.note}")
                 task.facts.end = task.state
-                self._pending.append(Commit(key=task.key, position=task.position, facts=task.facts))
+                self._delivery.pending.append(Commit(key=task.key, position=task.position, facts=task.facts))
                 self._touched.add((task.key.site, task.key.run))
             elif task.facts.end and not task.is_ended:  # it was ended, and goes on
                 task.facts.end = ""
-        if self._pending and not self._commit():
+        if self._delivery.pending and not self._delivery.commit():
             return
         for task in tasks:
             if task.is_ended:
@@ -571,13 +392,13 @@ class Worker:
             return
         quiet = {(t.key.site, t.key.run) for t in tasks if t.held is None and self._is_presumed_dead(t)}
         for run in sorted(self._touched | quiet):
-            if self._clock() < self._resume_at:
+            if self._delivery.is_away:
                 return
             state = self._derive(run)
-            if state is None or self._tell_one(*state):
+            if state is None or self._teller.tell(*state):
                 self._touched.discard(run)
-        if self._pending:
-            self._commit()
+        if self._delivery.pending:
+            self._delivery.commit()
 
     def _derive(self, run: tuple[str, str]) -> tuple[RunEnd, int] | None:
         """The run's state, and how many events of main streams it stands for; None while some are still to be delivered."""
@@ -601,61 +422,11 @@ class Worker:
             return False
         return time.time_ns() - news_ns > self._agent.presume_dead_after_s * 1e9
 
-    def _tell_one(self, end: RunEnd, upto: int) -> bool:
-        """Tells the receiver a run's state, unless it knows; also the same state again when events came after it."""
-        told = self._told.get((end.site, end.run))
-        if end.status == "running" and (told is None or told["status"] == "running"):
-            return True
-        content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code, "upto": upto}
-        if told == {**content, "sure": True}:
-            return True
-        try:
-            self._store.commit([*self._pending, Commit(told=(end.site, end.run, {**content, "sure": False}))])
-        except (sqlite3.Error, OSError) as error:
-            self._refused_by_disk(error)
-            return False
-        self._pending.clear()
-        self._told[end.site, end.run] = {**content, "sure": False}
-        return self._set_status(end)
-
-    def _set_status(self, end: RunEnd) -> bool:
-        content = {**self._told[end.site, end.run], "sure": True}
-        mark = self._store.mark()
-        self._activity.begin("telling the state of", f"{end.site}/{end.run}")
-        try:
-            self._receiver.set_status(end)
-        except (Unreachable, Transient, OSError, sqlite3.Error) as error:
-            self._store.rollback(mark)
-            self._away(str(error))
-            self._unsure.append((end.site, end.run))
-            return False
-        except Exception as error:  # noqa: BLE001 - as in _bisect: one run's state must not stop the rest
-            self._store.rollback(mark)
-            self._report(f"{self._limits.name}: the state of {end.site}/{end.run} was refused: {error}")
-        self._pending.append(Commit(told=(end.site, end.run, content)))  # goes with the next commit
-        self._told[end.site, end.run] = content
-        return True
-
-    def _retell(self) -> bool:
-        """States that may not have reached the receiver before a crash, first of all. True when they have now."""
-        if self._clock() < self._resume_at:
-            return False
-        while self._unsure:
-            site, run = self._unsure.pop()
-            told = self._told[site, run]
-            end = RunEnd(
-                site=site, run=run, status=told["status"], time_ns=told["time"], exit_code=told["exit"]
-            )
-            if not self._set_status(end):
-                return False
-            self._is_back()
-        return True
-
     # -- resting -------------------------------------------------------------------------------------------------
 
     def is_drained(self) -> bool:
         """True when everything that can be delivered now has been, and is committed."""
-        if self._pending or self._touched or self._unsure or not self._retries.is_done:
+        if self._delivery.pending or self._touched or not self._teller.is_done or not self._retries.is_done:
             return False
         if self._listing.unreadable:
             return False
@@ -674,15 +445,19 @@ class Worker:
         return [*self._listing.unreadable.items(), *streams]
 
     @property
+    def progress_at(self) -> float:
+        """When something was last committed, by the worker's clock."""
+        return self._delivery.progress_at
+
+    @property
     def is_failing(self) -> bool:
         """True while the tracker does not take what it is given."""
-        return self._clock() < self._resume_at or bool(self._held_runs)
+        return self._delivery.is_failing
 
     @property
     def retry_in_s(self) -> float:
         """Seconds until a tracker that is failing is tried again."""
-        held = [hold.owner.retry_at for hold in list(self._held_runs.values())]
-        return max(0.0, max(self._resume_at, min(held, default=0.0)) - self._clock())
+        return self._delivery.retry_in_s
 
     @property
     def stalled_s(self) -> float:
@@ -690,7 +465,7 @@ class Worker:
 
         It may have to wait for an earlier stream's batch, which waits for company: that does not count.
         """
-        since = max(self.progress_at, self._calm_at) + self._limits.flush_interval_s
+        since = max(self._delivery.progress_at, self._calm_at) + self._limits.flush_interval_s
         return max(0.0, self._clock() - since)
 
     def _see_stall(self) -> None:
@@ -702,7 +477,7 @@ class Worker:
     @property
     def error(self) -> str:
         """Why, when it is failing."""
-        return self._error
+        return self._delivery.error
 
     def _next_due(self) -> float:
         """Seconds until there is something to do without any hint."""
@@ -715,14 +490,14 @@ class Worker:
         if (retry_s := self._retries.next_due_s(now)) is not None:
             due.append(retry_s)
         soonest = min(due, default=self._agent.sweep_interval_s)
-        return max(soonest, self._resume_at - self._clock())
+        return max(soonest, self._delivery.resume_in_s)
 
     def _drain(self) -> None:
         """At a stop: delivers what is held, without waiting for anything."""
         self._draining = True
-        if self._clock() >= self._resume_at:
+        if not self._delivery.is_away:
             self._work([t for t in self._tasks.values() if t.held is not None])
-        self._commit()
+        self._delivery.commit()
         self._note(force=True)
 
     def _note(self, *, force: bool = False) -> None:
@@ -736,7 +511,7 @@ class Worker:
             "time": time.time_ns(),
             "name": self._limits.name,
             "spec": self._limits.spec,
-            "error": self._error if self.is_failing else "",
+            "error": self.error if self.is_failing else "",
             "state": "backoff" if self.is_failing else "working" if self._not_yet else "idle",
             "retry_in_s": round(self.retry_in_s, 3),
             "blocked": [{"stream": name, "note": why} for name, why in self.blocked()[:100]],
@@ -744,28 +519,4 @@ class Worker:
             "finished": len(self._finished),
             "stopped": force,
         }
-        path = os.path.join(self._store.folder, "worker.json")
-        try:
-            with durable.temporary(path) as (fd, temp):
-                durable.write_all(fd, orjson.dumps(note) + b"\n", temp)
-                durable.fault_point("rename", path)
-                os.rename(temp, path)  # a hint for people; losing it in a power cut costs nothing
-        except OSError:
-            return
-
-
-def _updated(facts: StreamFacts, held: Chunk) -> StreamFacts:
-    """The facts of a stream after this chunk."""
-    events = held.events
-    new = replace(facts, news_ns=time.time_ns(), last_seq=held.position.next_seq - 1)
-    for event in events:
-        if event.type == "run_end" and isinstance(event.data.get("status"), str):
-            new.status = event.data["status"]
-            code = event.data.get("exit_code")
-            new.exit_code = code if isinstance(code, int) else None
-        elif event.type == "gap" and isinstance(event.data.get("dropped"), int):
-            new.gap += event.data["dropped"]
-    if events:
-        last = events[-1]
-        new.last_ns = last.wall_ns if last.type == "run_end" else max(new.last_ns, last.time_ns)
-    return new
+        write_note(self._store.folder, note)

@@ -153,6 +153,7 @@ class DirectoryCopy:
         self._fd = -1
         self._first = 0
         self._dirty = False
+        self._compared: set[int] = set()
         self._new_names: set[tuple[StreamKey, int]] = set()
 
     def segments(self) -> dict[int, int]:
@@ -160,7 +161,8 @@ class DirectoryCopy:
         return {first: os.stat(self._path(first)).st_size for first in layout.list_segments(self._folder)}
 
     def read(self, first_seq: int, offset: int, size: int) -> bytes:
-        """See `StreamCopy.read`."""
+        """See `StreamCopy.read`. What is compared may come from a shipper that died before its fsync."""
+        self._compared.add(first_seq)
         fd = os.open(self._path(first_seq), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             return os.pread(fd, size, offset)
@@ -210,6 +212,10 @@ class DirectoryCopy:
 
     def sync(self) -> None:
         """See `StreamCopy.sync`."""
+        for first in self._compared:
+            durable.fsync_path(self._path(first))
+            self._new_names |= {(self._key, first)} - self._named
+        self._compared.clear()
         if self._dirty:
             durable.fsync_fd(self._fd, self._path(self._first))
             self._dirty = False

@@ -55,7 +55,7 @@ class StreamCopy(Protocol):
         ...
 
     def sync(self) -> None:
-        """Returns when all that was appended is durable."""
+        """Returns when all that was appended, or read to compare it, is durable."""
         ...
 
 

@@ -1,0 +1,92 @@
+"""What is on disk before what: nothing is acknowledged, delivered or named that a power cut could still take away."""
+
+import os
+
+import pytest
+from spool_help import make_writer, write_metrics
+from test_worker import Agent
+
+from spoolagent.format import durable, layout
+from spoolagent.format.blobs import put_bytes
+from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.serving.store import Store
+from spoolagent.testing import MemoryReceiver, set_fault
+
+
+@pytest.fixture
+def seen():
+    """Every durable operation, as (operation, path)."""
+    log = []
+    set_fault(lambda operation, path: log.append((operation, path)))
+    yield log
+    set_fault(None)
+
+
+def folder_of(writer):
+    return os.path.join(layout.run_dir(writer.spool, writer.site, writer.run), writer.writer)
+
+
+def test_nothing_is_delivered_that_the_machine_could_still_forget(tmp_path, seen):
+    writer = make_writer(tmp_path, durability="process")
+    write_metrics(writer, 3)
+    stream = folder_of(writer)
+    segment = os.path.join(stream, layout.segment_name(1))
+    receiver = MemoryReceiver(before=lambda batch: seen.append(("deliver", batch.events[-1].seq)))
+    seen.clear()
+    Agent(tmp_path, receiver).run()
+    first = seen.index(("deliver", 4))
+    for path in (segment, stream, os.path.dirname(stream)):
+        assert ("fsync", path) in seen[:first], path
+    write_metrics(writer, 2, first=3)
+    seen.clear()
+    Agent(tmp_path, receiver).run()
+    assert ("fsync", segment) in seen[: seen.index(("deliver", 6))]
+    writer.close()
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_published_file_is_whole_before_it_has_its_name(tmp_path, seen, exclusive):
+    path = str(tmp_path / "file")
+    durable.write_file(path, b"content", exclusive=exclusive)
+    operations = [operation for operation, _ in seen]
+    appears = "link" if exclusive else "rename"
+    assert operations[:5] == ["create", "write", "fsync", appears, "fsync"]
+    temp = seen[0][1]
+    assert [where for _, where in seen[:5]] == [temp, temp, temp, path, str(tmp_path)]
+
+
+def test_a_dead_stream_is_on_disk_before_its_end_is(tmp_path, seen):
+    writer = make_writer(tmp_path, durability="process")
+    write_metrics(writer, 2)
+    stream = folder_of(writer)
+    writer._close_files()  # as a death does, without a seal
+    seen.clear()
+    assert end_dead_stream(stream, DeathWatch())
+    named = seen.index(("link", os.path.join(stream, layout.end_name(1))))
+    before = [path for operation, path in seen[:named] if operation == "fsync"]
+    assert before[:2] == [os.path.join(stream, layout.segment_name(1)), stream]
+
+
+def test_a_commit_of_the_store_is_fsynced(tmp_path):
+    """SQLite's own fsyncs pass no fault point; what it was told must be 2, FULL: an fsync in each commit."""
+    with Store(str(tmp_path), "memory:") as store:
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_blob_whose_fsync_fails_has_no_name(tmp_path):
+    """And so no event can name it."""
+    put_bytes(str(tmp_path), "site-1", b"first")  # makes the spool
+
+    def refuse(operation, path):
+        if operation == "fsync" and ".tmp-" in path:
+            raise OSError(5, "Input/output error", path)
+
+    set_fault(refuse)
+    try:
+        with pytest.raises(OSError, match="Input/output"):
+            put_bytes(str(tmp_path), "site-1", b"second")
+    finally:
+        set_fault(None)
+    blobs = [name for _, _, names in os.walk(tmp_path / "sites" / "site-1" / "blobs") for name in names]
+    assert len(blobs) == 1

@@ -1,0 +1,141 @@
+"""Single promises of the invariants that a mutation showed to be tested by long random runs only."""
+
+import os
+
+import pytest
+import shipping_help as h
+from spool_help import make_writer, write_metrics
+from test_worker import Agent, assert_all_there
+
+from spoolagent.format import durable, layout
+from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.lines import encode_line
+from spoolagent.format.reader import StreamReader
+from spoolagent.testing import MemoryReceiver, set_fault
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def stream_of(spool):
+    (key,) = layout.iter_streams(str(spool))
+    return layout.stream_dir(str(spool), key)
+
+
+def closed(spool, count, **options):
+    writer = make_writer(spool, **options)
+    write_metrics(writer, count)
+    writer.append("run_end", {"status": "finished", "exit_code": 0})
+    writer.close()
+    return writer
+
+
+def test_a_seq_that_stands_there_twice_is_read_once(tmp_path):
+    writer = make_writer(tmp_path)
+    write_metrics(writer, 5)
+    path = os.path.join(stream_of(tmp_path), layout.segment_name(1))
+    lines = open(path, "rb").read().splitlines(keepends=True)
+    with open(path, "wb") as file:
+        file.write(b"".join([*lines[:4], lines[2], *lines[4:]]))
+    chunk = StreamReader(stream_of(tmp_path), at_home=True, patience_s=0.0).read()
+    assert [event.seq for event in chunk.events] == list(range(1, 7))
+    assert [bad.data for bad in chunk.bad] == [lines[2]] and not chunk.lost
+    writer.close()
+
+
+def test_a_read_that_fails_leaves_the_position(tmp_path):
+    """What it had already taken for lost would be on no record else."""
+    closed(tmp_path, 30, segment_bytes=900)
+    stream = stream_of(tmp_path)
+    first, second, *_ = layout.list_segments(stream)
+    os.unlink(os.path.join(stream, layout.segment_name(first)))
+    line = encode_line({"through": second - 1, "prev": "0" * 64, "time": 1})
+    durable.write_file(os.path.join(stream, layout.PRUNED_FILE), line)
+    reader = StreamReader(stream, at_home=True)
+    before = reader.position
+
+    def refuse(operation, path):
+        if operation == "fsync":
+            raise OSError(5, "Input/output error", path)
+
+    set_fault(refuse)
+    try:
+        with pytest.raises(OSError, match="Input/output"):
+            reader.read()
+    finally:
+        set_fault(None)
+    assert reader.position == before
+    assert [(lost.first, lost.last) for lost in reader.read().lost] == [(1, second - 1)]
+
+
+def test_the_torn_line_of_a_dead_writer_is_kept_aside(tmp_path):
+    writer = make_writer(tmp_path)
+    write_metrics(writer, 3)
+    writer._close_files()  # as a death does, without a seal
+    stream = stream_of(tmp_path)
+    with open(os.path.join(stream, layout.segment_name(1)), "ab") as file:
+        file.write(b'{"seq":5,"ti')
+    assert end_dead_stream(stream, DeathWatch())
+    receiver = MemoryReceiver()
+    agent = Agent(tmp_path, receiver)
+    agent.run()
+    kept = [path for path in (tmp_path / ".agent" / "quarantine").rglob("*-*") if path.is_file()]
+    assert [path.read_bytes() for path in kept] == [b'{"seq":5,"ti']
+    assert [sorted(events) for events in receiver.events.values()] == [[1, 2, 3, 4]]
+    assert agent.lost == agent.dead == 0
+
+
+def test_sweeps_leave_no_file_open(tmp_path):
+    writer = make_writer(tmp_path, run="open")
+    write_metrics(writer, 5)
+    closed(tmp_path, 40, segment_bytes=900)
+    counts = []
+    agent = Agent(tmp_path, MemoryReceiver())
+    wait = agent.wait
+
+    def counting(timeout_s):
+        counts.append(open_files())
+        write_metrics(writer, 1, first=len(counts))
+        wait(timeout_s)
+
+    agent.wait = counting
+    agent.run(passes=30, until_drained=False)
+    assert len(counts) == 30
+    assert max(counts) == counts[0]
+    writer.close()
+
+
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_full_segments_are_closed(tmp_path, durability):
+    before = open_files()
+    writer = make_writer(tmp_path, segment_bytes=500, durability=durability)
+    write_metrics(writer, 100)
+    assert len(layout.list_segments(stream_of(tmp_path))) > 20
+    writer.tick()
+    assert open_files() <= before + 2  # the segment and LIVE
+    writer.close()
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("segment_bytes", [900, 1 << 20])
+def test_no_batch_is_larger_than_its_limit(tmp_path, segment_bytes):
+    closed(tmp_path, 50, segment_bytes=segment_bytes)
+    sizes = []
+    receiver = MemoryReceiver(before=lambda batch: sizes.append(len(batch.events)))
+    Agent(tmp_path, receiver, max_events=7).run()
+    assert_all_there(tmp_path, receiver)
+    assert max(sizes) == 7 and sum(sizes) == 52
+
+
+def test_a_link_in_the_target_is_not_written_through(tmp_path):
+    source, target = h.make_spool(tmp_path / "source"), str(tmp_path / "target")
+    key = h.write_stream(source, 5)
+    h.make_spool(target)
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"")
+    os.makedirs(layout.stream_dir(target, key))
+    os.symlink(outside, h.segment(target, key))
+    with pytest.raises(Exception, match="cannot be written"):
+        h.ship_once(source, target)
+    assert outside.read_bytes() == b""
