@@ -19,8 +19,8 @@ from spoolagent.format.layout import StreamKey, iter_streams, list_segments, seg
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.receivers.jsonl import JsonLinesReceiver
-from spoolagent.serving import store as store_module
 from spoolagent.serving import runs as runs_module
+from spoolagent.serving import store as store_module
 from spoolagent.serving import worker as worker_module
 from spoolagent.serving.store import Store
 from spoolagent.serving.worker import Worker
