@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from spoolagent.errors import UsageError
-from spoolagent.receivers.mlflow_errors import AlreadyThere, NotThere, translate
+from spoolagent.errors import Unreachable, UsageError
+from spoolagent.receivers.mlflow_errors import AlreadyThere, NotThere, reason, translate, without_credentials
 from spoolagent.receivers.mlflow_plan import Plan, Point
 
 MAX_ITEMS = 1000
@@ -59,12 +59,16 @@ class Calls:
                 f"mlflow is not installed ({error}): pip install 'spoolagent[mlflow]'"
             ) from error
         self._entities = mlflow.entities
-        self._timeout_s = timeout_s
+        self._uri, self._timeout_s = uri, timeout_s
         self._client = guarded("opening", lambda: MlflowClient(tracking_uri=uri))
 
     def check(self) -> None:
         """One cheap request, to see that an MLflow server or database is there."""
-        guarded("looking for the server", lambda: self._client.search_experiments(max_results=1))
+        try:
+            guarded("looking for the server", lambda: self._client.search_experiments(max_results=1))
+        except Unreachable as error:
+            why = f"MLflow cannot be reached at {without_credentials(self._uri)}: {reason(error)}"
+            raise Unreachable(f"{why}; start it or check the URI, then try again") from error
 
     def experiment_by_name(self, name: str) -> Any:
         """The experiment, also a deleted one, or None."""

@@ -59,8 +59,21 @@ def translate(error: BaseException, doing: str) -> SpoolError:
 
 def describe(error: BaseException) -> str:
     """The error's text on one line, without credentials, cut to a readable length."""
-    text = " ".join(_USERINFO.sub("", str(error)).split()) or type(error).__name__
+    text = " ".join(without_credentials(str(error)).split()) or type(error).__name__
     return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "..."
+
+
+def reason(error: BaseException) -> str:
+    """Why nothing answered, in a word or two where the system says so, else the whole of `describe`."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror.lower()
+    return describe(error)
+
+
+def without_credentials(uri: str) -> str:
+    """The URI, without user and password."""
+    return _USERINFO.sub("", uri)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -207,6 +207,9 @@ class Actions:
             world.files.power_cut(world.server_root, rng)
             world.files.power_cut(world.out, rng)
             world.server_touched = True
+            for record in world.records.values():
+                if record.copied:  # its bad lines there are given up after a minute, healed or not
+                    record.destroyed_there.update(record.acked)
             return
         client = (which >> 1) % len(world.spools)
         self._client_down(client)
@@ -311,15 +314,14 @@ class Actions:
         os.truncate(path, at)
 
     def do_remove(self, where, which, *__):
-        """A segment is gone. At the server the source still has it."""
+        """A segment is gone. At the server the source still has it: it is waited for, a day at most."""
         spool, key, path = self._file(where, which)
         found = path and (key, path)
         record = self.world.records.get(key)
-        if found and spool != self.world.server:
-            if record is None or not record.ended:
-                return
-            self._destroy(spool, key, path, 0, 1 << 40)
+        if found and spool != self.world.server and (record is None or not record.ended):
+            return
         if found:
+            self._destroy(spool, key, path, 0, 1 << 40)
             os.unlink(found[1])
             self.world.files._remember(os.path.dirname(found[1]))
             self.world.server_touched = True
@@ -335,6 +337,9 @@ class Actions:
             return
         self.world.damage += 1  # what is not fsynced there may be gone after a power cut
         key = found[0]
+        record = self.world.records.get(key)
+        if record is not None:
+            record.copied = True
         source, target = stream_dir(spool, key), stream_dir(self.world.server, key)
         os.makedirs(target, exist_ok=True)
         for first in list_segments(source):

@@ -30,6 +30,8 @@ class Record:
     """The same at the server."""
     phantoms: int = 0
     """Destroyed lines that were no events, and may be taken for one."""
+    copied: bool = False
+    """Somebody's rsync brought it to the server, without fsync."""
     tainted: bool = False
     """Its file was cut under a living writer: another stream may have come of it."""
     ended: str = ""

@@ -5,6 +5,8 @@ import itertools
 import os
 import random
 import sqlite3
+import sys
+import time
 from types import SimpleNamespace
 
 from model_fs import FileModel
@@ -13,38 +15,22 @@ from model_process import Clock, Kernel, Process, Violation
 from model_receivers import ModelReceiver, Moody, Tracker
 
 from spoolagent.errors import SpoolError, Unreachable
-from spoolagent.format import attempts, ends, facts, keeper, live, stream
+from spoolagent.format import ends, keeper, live, stream
 from spoolagent.format.blobs import put_bytes
 from spoolagent.format.layout import StreamKey, iter_streams, list_segments, segment_name, stream_dir
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.receivers.jsonl import JsonLinesReceiver
-from spoolagent.serving import runs as runs_module
-from spoolagent.serving import store as store_module
-from spoolagent.serving import worker as worker_module
 from spoolagent.serving.store import Store
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
-from spoolagent.shipping import carry, directory, shipper
+from spoolagent.shipping import directory, shipper
 from spoolagent.shipping.directory import DirectoryTarget
 from spoolagent.shipping.shipper import Shipper
 from spoolagent.undertaker import Undertaker
 
 CLOCK = Clock()
 _WORLD = SimpleNamespace(current=None)
-_TIMED = (
-    stream,
-    live,
-    ends,
-    facts,
-    attempts,
-    store_module,
-    runs_module,
-    worker_module,
-    directory,
-    shipper,
-    carry,
-)
 _SMALL = {"max_bytes": 4096, "flush_interval_s": 0.3}
 GOOD_ENDS = (SpoolError, OSError, sqlite3.Error)
 
@@ -61,12 +47,18 @@ class _Held(set):
         self.hosts[path] = _WORLD.current.host()
 
 
+def _timed():
+    """Our modules that read a clock by `time.`."""
+    names = [name for name in sys.modules if name.startswith("spoolagent.")]
+    return [sys.modules[name] for name in names if getattr(sys.modules[name], "time", None) is time]
+
+
 @contextlib.contextmanager
 def patched():
     """One clock, one host name per process, no threads, no waiting for locks."""
     held = _Held()
     names = itertools.count(1)
-    swaps = [(module, "time", CLOCK) for module in _TIMED]
+    swaps = [(module, "time", CLOCK) for module in _timed()]
     swaps += [
         (live, "_held", held),
         (live, "host_name", lambda: _WORLD.current.host()),  # noqa: PLW0108 - another world each time

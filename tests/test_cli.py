@@ -698,3 +698,24 @@ def test_the_configuration_page(tmp_path):
 
     for name in [*KEYS, *ENVIRONMENT, *(f"receivers.NAME.{key}" for key in COMMON)]:
         assert f"`{name}`" in page
+
+
+@pytest.mark.parametrize("verb", [["status"], ["ls"], ["fsck"], ["replay", "--plan", "--to", "jsonl:x"]])
+def test_the_spool_may_be_given_as_an_option(verb, tmp_path):
+    """People who type --spool for ship and serve type it everywhere."""
+    spool = tmp_path / "spool"
+    write_stream(str(spool))
+    assert forked(verb[0], "--spool", spool, *verb[1:], cwd=tmp_path).returncode == 0
+    both = forked(verb[0], spool, "--spool", spool, *verb[1:], cwd=tmp_path)
+    assert both.returncode == 2 and "given twice" in both.stderr
+
+
+def test_an_mlflow_server_that_is_away_is_one_line_with_the_next_step(tmp_path):
+    spool = tmp_path / "spool"
+    write_stream(str(spool))
+    done = forked("replay", spool, "--to", "mlflow:http://127.0.0.1:1", cwd=tmp_path)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert (
+        "http://127.0.0.1:1" in line and "connection refused" in line and "start it or check the URI" in line
+    )

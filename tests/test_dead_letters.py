@@ -23,6 +23,7 @@ from spoolagent.receivers.jsonl import JsonLinesReceiver
 from spoolagent.serving.dead_letters import Choice, mark, read_letters
 from spoolagent.serving.schema import SCHEMA, VERSION
 from spoolagent.serving.store import Store, target_dir
+from spoolagent.serving.sums import Damaged
 from spoolagent.settings import Selection
 from spoolagent.testing import MemoryReceiver, set_fault
 
@@ -470,7 +471,7 @@ def version(spool, receiver):
 
 def test_the_schema_of_version_1_never_changes():
     """Databases of it exist: what is new is a step."""
-    assert "state TEXT" not in SCHEMA and "retries" not in SCHEMA and VERSION == 2
+    assert "state TEXT" not in SCHEMA and "retries" not in SCHEMA and VERSION == 3
 
 
 def test_a_database_of_version_1_is_read_and_brought_up_to_date(tmp_path):
@@ -505,7 +506,7 @@ def test_a_later_database_is_refused(tmp_path):
     receiver, _ = with_dead(tmp_path, 3)
     with sqlite3.connect(os.path.join(folder_of(tmp_path, receiver), "state.sqlite")) as db:
         db.execute("PRAGMA user_version=9")
-    with pytest.raises(SpoolError, match="version 9, this version uses 2: upgrade"):
+    with pytest.raises(SpoolError, match="version 9, this version uses 3: upgrade"):
         Store(str(tmp_path), receiver.identity)
 
 
@@ -513,7 +514,7 @@ def test_a_step_that_fails_leaves_version_1(tmp_path):
     receiver, _ = old_database(tmp_path)
     with sqlite3.connect(os.path.join(folder_of(tmp_path, receiver), "state.sqlite")) as db:
         db.execute("CREATE TABLE retrying (x)")  # in the way of the step's last statement
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(Damaged, match="retrying already exists"):
         Store(str(tmp_path), receiver.identity)
     assert version(tmp_path, receiver) == 1
     assert [x.state for x in letters(tmp_path, receiver)] == ["dead", "dead"]

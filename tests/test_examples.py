@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from spool_help import clean_env
+from spool_help import clean_env, until
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -85,3 +85,37 @@ def test_the_readme_and_the_writer_of_docs_receivers_run(tmp_path):
     imports = next(code for code in readme if "SummaryWriter" in code)
     run(["-c", imports], tmp_path)
     assert os.path.isdir(tmp_path / "spool")
+
+
+def test_the_commands_of_the_readme_run(tmp_path):
+    """Every `$ spoolagent ...` of the README, with its absolute paths and its server moved into the test's folder."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("$ spoolagent")]
+    assert {line.split()[2] for line in commands} == {"replay", "ship", "serve", "status"}
+    run([EXAMPLES / "native.py"], tmp_path)
+    order = ["replay", "ship", "serve", "status"]
+    for line in sorted(commands, key=lambda c: order.index(c.split()[2])):
+        words = line.split("#")[0].split()[2:]
+        words = [re.sub(r"(?<![\w.])/(mnt|srv)", str(tmp_path), word) for word in words]
+        words = [
+            word.replace("mlflow:http://mlflow:5000", f"mlflow:sqlite:///{tmp_path}/m.db") for word in words
+        ]
+        if words[0] == "ship":
+            os.makedirs(tmp_path / "server", exist_ok=True)
+            run(["-m", "spoolagent", *words, "--once"], tmp_path)
+            os.rename(tmp_path / "server" / "spool", tmp_path / "spool-of-server")
+        elif words[0] == "serve":
+            os.rename(tmp_path / "spool", tmp_path / "client-spool")
+            os.rename(tmp_path / "spool-of-server", tmp_path / "spool")
+            command = [sys.executable, "-m", "spoolagent", *words]
+            with subprocess.Popen(
+                command, cwd=tmp_path, env=clean_env(), stderr=subprocess.PIPE, text=True
+            ) as served:
+                assert "serving" in served.stderr.readline()
+                until(
+                    lambda: list((tmp_path / "tb").rglob("events.out.tfevents.*")), 60, "TensorBoard's file"
+                )
+                served.terminate()
+                assert served.wait(60) == 0
+        else:
+            assert run(["-m", "spoolagent", *words], tmp_path) or words[0] == "replay"

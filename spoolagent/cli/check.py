@@ -11,7 +11,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from spoolagent.cli.common import ConfigOption, JsonOption, SpoolArgument, clean, print_json, size_text
+from spoolagent.cli.common import (
+    ConfigOption,
+    JsonOption,
+    SpoolArgument,
+    SpoolFlag,
+    clean,
+    one_of,
+    print_json,
+    size_text,
+)
 from spoolagent.cli.progress import ByteProgress
 from spoolagent.cli.settings import spool_of
 from spoolagent.errors import UsageError
@@ -45,6 +54,7 @@ def run_fsck(
         typer.Option("--remove-orphans", help="With --repair: remove blobs that no event names, a day old."),
     ] = False,
     as_json: JsonOption = False,
+    flag: SpoolFlag = None,
     config: ConfigOption = None,
 ) -> int:
     """Check every byte of a spool; changes nothing, unless told to repair.
@@ -53,7 +63,7 @@ def run_fsck(
     Exit code 1 when there are errors (after the repair, with --repair).
     With --json: one finding or repair a line, and a summary in the last line.
     """
-    place = spool_of(spool, config)
+    place = spool_of(one_of(spool, flag), config)
     if site is not None:
         check_name("site", site)
     if orphans and not mend:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spoolagent.errors import UsageError
+
 ConfigOption = Annotated[
     str | None,
     typer.Option(
@@ -26,6 +28,16 @@ SpoolArgument = Annotated[
         metavar="SPOOL", help="The spool; default: SPOOLAGENT_SPOOL, `spool` in the config, else ./spool."
     ),
 ]
+SpoolFlag = Annotated[
+    str | None, typer.Option("--spool", metavar="DIR", help="The spool, where it is not given as SPOOL.")
+]
+
+
+def one_of(argument: str | None, flag: str | None) -> str | None:
+    """The spool that was given as an argument or by `--spool`. Raises UsageError when both name one."""
+    if argument is not None and flag is not None:
+        raise UsageError(f"the spool is given twice, as {argument!r} and with --spool {flag!r}: give it once")
+    return argument if flag is None else flag
 
 
 def out() -> Console:

@@ -8,7 +8,9 @@ from spoolagent.cli.common import (
     ConfigOption,
     JsonOption,
     SpoolArgument,
+    SpoolFlag,
     ago_text,
+    one_of,
     out,
     print_json,
     shown,
@@ -31,6 +33,7 @@ def ls(
     spool: SpoolArgument = None,
     site: Annotated[str | None, typer.Option("--site", metavar="SITE", help="Show this site only.")] = None,
     as_json: JsonOption = False,
+    flag: SpoolFlag = None,
     config: ConfigOption = None,
 ) -> int:
     """List the runs of a spool.
@@ -38,7 +41,7 @@ def ls(
     State, streams, events, size and last news.
     `running?` is a run whose writers are gone, while no agent has seen it yet.
     """
-    place = spool_of(spool, config)
+    place = spool_of(one_of(spool, flag), config)
     if site is not None:
         check_name("site", site)
     runs = list(run_facts(place, site))

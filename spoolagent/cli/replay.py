@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spoolagent.cli.common import ConfigOption, out, print_json, shown, table
+from spoolagent.cli.common import ConfigOption, SpoolFlag, one_of, out, print_json, shown, table
 from spoolagent.cli.progress import EventProgress
 from spoolagent.cli.scan import chunks
 from spoolagent.cli.settings import load
@@ -69,6 +69,7 @@ def replay(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON for programs.")] = False,
+    flag: SpoolFlag = None,
     config: ConfigOption = None,
 ) -> int:
     """Deliver a spool into receivers and end when everything is there.
@@ -77,7 +78,7 @@ def replay(
     A run's start and end come along whatever --type, --since and --steps say.
     Exit code 1: something could not be delivered. 3: a tracker was away.
     """
-    found = load(config, spool=spool, serve__to=to)
+    found = load(config, spool=one_of(spool, flag), serve__to=to)
     selection = Selection(
         sites=tuple(site or ()),
         runs=tuple(run or ()),
