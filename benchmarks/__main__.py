@@ -90,7 +90,9 @@ def run(names: list[str], parent: str | None, console: Console) -> tuple[list[Ro
 
 def show(rows: list[Row], notes: list[str], taken_s: float) -> None:
     """Prints the table."""
-    table = Table(title="Speed: best of the interleaved rounds; the verdict goes by the ratio of the best")
+    table = Table(
+        title="Speed: best of the interleaved rounds; the verdict goes by the median of the rounds' ratios"
+    )
     for heading in ("what", "compared with"):
         table.add_column(heading, overflow="fold")
     for heading in ("ours", "theirs", "ratio", "median / cpu", "required"):

@@ -11,7 +11,11 @@ Unit = Literal["us", "ms", "/s"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """`ratio` is of the best rounds, `ratio_median` the middle of each round's, `ratio_cpu` that of processor time."""
+    """`ratio` is of the best rounds, `ratio_median` the middle of each round's, `ratio_cpu` that of processor time.
+
+    The verdict goes by the median: DESIGN.md's figures are means, and a peer that hands its work to a thread pays
+    for it in most rounds, but not in its best.
+    """
 
     what: str
     unit: Unit
@@ -50,7 +54,7 @@ def at_most(ours: Subject, reference: Subject, limit: float) -> Row:
         ratio_median=median(per_round),
         ratio_cpu=ours.best_cpu_s / reference.best_cpu_s,
         required=f"<= {limit:g} x the cost",
-        meets=ratio <= limit,
+        meets=median(per_round) <= limit,
     )
 
 
@@ -68,7 +72,7 @@ def at_least(ours: Subject, reference: Subject, limit: float | None, unit: Unit,
         ratio_median=median(per_round),
         ratio_cpu=reference.best_cpu_s / ours.best_cpu_s,
         required="" if limit is None else f">= {limit:g} x {word}",
-        meets=None if limit is None else ratio >= limit,
+        meets=None if limit is None else median(per_round) >= limit,
     )
 
 
