@@ -3,11 +3,15 @@
 import configparser
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from spool_help import clean_env
+
+from spoolagent.format.spool import create_spool
 
 UNITS = sorted((Path(__file__).parent.parent / "systemd").glob("*.service"))
 
@@ -46,3 +50,22 @@ def test_the_unit_restarts_notifies_and_is_confined(unit):
         and service["NoNewPrivileges"] == "yes"
     )
     assert parser["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+@pytest.mark.parametrize("verb", ["serve", "ship"])
+def test_a_service_says_ready_and_stopping(verb, tmp_path):
+    """What `Type=notify` waits for, through a real socket from a real process."""
+    create_spool(str(tmp_path / "spool"))
+    to = f"jsonl:{tmp_path}/x.jsonl" if verb == "serve" else str(tmp_path / "server")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
+        inbox.bind(str(tmp_path / "notify"))
+        inbox.settimeout(60)
+        command = [sys.executable, "-m", "spoolagent", verb, "--spool", str(tmp_path / "spool"), "--to", to]
+        env = clean_env() | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as service:
+            said = [inbox.recv(4096).decode()]
+            service.terminate()
+            while said[-1] != "STOPPING=1":
+                said.append(inbox.recv(4096).decode())
+            assert service.wait(60) == 0
+    assert said[0] == "READY=1" and set(said[1:-1]) <= {"WATCHDOG=1"}
