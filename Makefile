@@ -8,7 +8,7 @@ KILLS ?= 1000
 SCHEDULES ?= 10000
 JOBS ?= 2
 
-.PHONY: demo test lint bench torture clean
+.PHONY: demo test lint bench torture mutations clean
 
 $(STAMP): pyproject.toml tools/setup.sh
 	sh tools/setup.sh "$(PYTHON)" "$(VENV)"
@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/spoolagent demo --out demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -31,7 +31,11 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 torture: $(STAMP)
-	SPOOLAGENT_KILLS=$(KILLS) SPOOLAGENT_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --timeout 0 -m "kill or schedules"
+	SPOOLAGENT_KILLS=$(KILLS) SPOOLAGENT_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --timeout 0 -m "kill or schedules"
+
+# Breaks the product on purpose, in a copy, and expects the tests to notice each break: docs/mutations.md.
+mutations: $(STAMP)
+	$(BIN)/python tests/mutations/run.py --jobs $(JOBS)
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info

@@ -44,6 +44,21 @@ def test_nothing_is_delivered_that_the_machine_could_still_forget(tmp_path, seen
     writer.close()
 
 
+def test_a_sync_makes_every_segment_and_its_name_durable(tmp_path, seen):
+    writer = make_writer(tmp_path, segment_bytes=500)
+    writer.open()
+    stream = folder_of(writer)
+    seen.clear()
+    write_metrics(writer, 20)
+    written = layout.list_segments(stream)
+    assert len(written) > 3
+    writer.sync()  # or the keeper's thread, just before
+    synced = {path for operation, path in seen if operation == "fsync"}
+    assert {os.path.join(stream, layout.segment_name(first)) for first in written} <= synced
+    assert stream in synced
+    writer.close()
+
+
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_a_published_file_is_whole_before_it_has_its_name(tmp_path, seen, exclusive):
     path = str(tmp_path / "file")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mutations import catalogue
 from mutations.mutation import INVARIANTS, Mutation, NotApplicable
-from mutations.run import Copy
+from mutations.run import Copy, Failed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,6 +65,9 @@ def test_the_runner_tells_noticed_from_not_noticed(tmp_path):
     assert copy.try_out(sample()).killed
     assert mutated.read_text() == before
     assert not copy.try_out(sample(new="return bool(_LEGAL.fullmatch(name))")).killed
+    with pytest.raises(Failed, match="did not run"):
+        copy.try_out(sample(new="return illegal_name"))
+    assert mutated.read_text() == before
     assert (copy.root / "spoolagent" / "receivers").is_symlink()
     assert (ROOT / "spoolagent" / "format" / "names.py").read_text() == before
 

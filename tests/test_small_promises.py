@@ -7,10 +7,14 @@ import shipping_help as h
 from spool_help import make_writer, write_metrics
 from test_worker import Agent, assert_all_there
 
+from spoolagent.errors import FormatError, Refused, Transient, Unreachable
 from spoolagent.format import durable, layout
+from spoolagent.format.blobs import put_bytes, read_blob
 from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import encode_line
-from spoolagent.format.reader import StreamReader
+from spoolagent.format.reader import Lost, Position, StreamReader
+from spoolagent.serving.store import Commit, Store, StreamFacts
 from spoolagent.testing import MemoryReceiver, set_fault
 
 
@@ -106,6 +110,75 @@ def test_sweeps_leave_no_file_open(tmp_path):
     writer.close()
 
 
+def test_what_was_put_for_a_batch_that_failed_is_undone(tmp_path):
+    """Refused, in whole or for one event; and not taken for a while: a second time must count once."""
+    closed(tmp_path, 10)
+    answers = [Transient("not now"), Unreachable("away"), OSError(5, "Input/output error")]
+
+    class Counting(MemoryReceiver):
+        def open(self, state):
+            self.state = state
+
+        def deliver(self, batch):
+            seqs = [event.seq for event in batch.events]
+            self.state.put(f"batch/{seqs[0]}-{seqs[-1]}", True)
+            self.state.put("count", (self.state.get("count") or 0) + len(seqs))
+            if 3 in seqs:
+                raise Refused("no thanks")
+            if 6 in seqs and answers:
+                raise answers.pop()
+            return super().deliver(batch)
+
+    receiver = Counting()
+    agent = Agent(tmp_path, receiver)
+    agent.run()
+    assert agent.dead == 1 and not answers
+    with Store(str(tmp_path), receiver.identity) as store:
+        assert store.get("count") == 11
+        assert sorted(key for key, _ in store.scan("batch/")) == [
+            "batch/1-2",
+            "batch/4-4",
+            "batch/5-8",
+            "batch/9-12",
+        ]
+
+
+def test_a_commit_is_all_or_nothing(tmp_path):
+    """A kill between two of its statements leaves neither; here the second one cannot be made."""
+    key = StreamKey("site-1", "run-1", "w-1")
+    good = Commit(key=key, position=Position(1, 100, 5), facts=StreamFacts(last_seq=4), applied=4)
+    good.lost.append(Lost(5, 6, "gone"))
+    with Store(str(tmp_path), "memory:") as store:
+        store.put("count", 4)
+        with pytest.raises(TypeError):
+            store.commit([good, Commit(told=("site-1", "run-1", {"status": object()}))])
+        assert store.streams() == {} and store.count("lost") == 0
+        store.commit([good])
+        assert store.streams()[key][0] == (1, 100, 5) and store.count("lost") == 2
+        assert store.get("count") == 4
+
+
+def test_what_no_hint_told_of_is_found_by_the_sweep(tmp_path):
+    """An overflowing inotify queue, a network mount: no event comes for a new run, nor for a known stream."""
+    known = make_writer(tmp_path, run="known")
+    write_metrics(known, 3)
+    receiver = MemoryReceiver()
+    agent = Agent(tmp_path, receiver)
+    wait, others = agent.wait, []
+
+    def silent(timeout_s):
+        wait(timeout_s)
+        if not others and receiver.order:
+            others.append(closed(tmp_path, 3, run="new"))
+            write_metrics(known, 2, first=3)
+        return set()
+
+    agent.wait = silent
+    agent.run(passes=50, until_drained=False)
+    assert {key.run: len(events) for key, events in receiver.events.items()} == {"known": 6, "new": 5}
+    known.close()
+
+
 @pytest.mark.parametrize("durability", ["process", "interval"])
 def test_full_segments_are_closed(tmp_path, durability):
     before = open_files()
@@ -126,6 +199,17 @@ def test_no_batch_is_larger_than_its_limit(tmp_path, segment_bytes):
     Agent(tmp_path, receiver, max_events=7).run()
     assert_all_there(tmp_path, receiver)
     assert max(sizes) == 7 and sum(sizes) == 52
+
+
+def test_a_damaged_blob_is_not_read(tmp_path):
+    ref = put_bytes(str(tmp_path), "site-1", b"payload")
+    path = layout.blob_path(str(tmp_path), "site-1", ref["sha256"])
+    assert read_blob(path, ref) == b"payload"
+    for damaged in (b"paylaod", b"payload!", b"payloa"):
+        with open(path, "wb") as file:
+            file.write(damaged)
+        with pytest.raises(FormatError, match="is damaged"):
+            read_blob(path, ref)
 
 
 def test_a_link_in_the_target_is_not_written_through(tmp_path):

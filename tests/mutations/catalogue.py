@@ -1,9 +1,14 @@
 """All mutations, and the page about them."""
 
-from mutations import before_the_cursor, beside_the_cursor
+from mutations import alive, conserved, contained, once
 from mutations.mutation import INVARIANTS, Mutation
 
-ALL: tuple[Mutation, ...] = (*before_the_cursor.MUTATIONS, *beside_the_cursor.MUTATIONS)
+ALL: tuple[Mutation, ...] = (
+    *conserved.MUTATIONS,
+    *once.MUTATIONS,
+    *contained.MUTATIONS,
+    *alive.MUTATIONS,
+)
 
 _HEAD = """\
 # What the tests notice
@@ -25,8 +30,14 @@ def chosen(words: list[str]) -> list[Mutation]:
 
 def markdown() -> str:
     """The page docs/mutations.md."""
-    lines = [_HEAD, "| invariant | mutation | what is broken | in | the test that fails |", "|---|---|---|---|---|"]
+    lines = [
+        _HEAD,
+        "| invariant | mutation | what is broken | in | the test that fails |",
+        "|---|---|---|---|---|",
+    ]
     for m in sorted(ALL, key=lambda m: m.invariant):
         tests = "<br>".join(f"`{test}`" for test in m.tests)
-        lines.append(f"| {m.invariant} {INVARIANTS[m.invariant]} | {m.name} | {m.breaks} | `{m.room}` | {tests} |")
+        lines.append(
+            f"| {m.invariant} {INVARIANTS[m.invariant]} | {m.name} | {m.breaks} | `{m.room}` | {tests} |"
+        )
     return "\n".join(lines) + "\n"

@@ -24,13 +24,21 @@ sys.path.insert(0, str(ROOT / "tests"))
 from mutations import catalogue  # noqa: E402 - tests/ must be on the path first
 from mutations.mutation import INVARIANTS, Mutation, NotApplicable  # noqa: E402
 
-_NOT_COPIED = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "demo-out", "wandb", "mlruns", "golden"
-)
+_COPIED = ("spoolagent", "writers", "receivers", "tests", "pyproject.toml")
 _TEST_S = 120
 """A test that takes longer hangs, which counts as noticed."""
 _FAILED = 1
 """pytest's exit code when tests ran and one failed, and that of pytest-timeout."""
+_NO_PYTHON = (
+    "NameError",
+    "ImportError",
+    "ModuleNotFoundError",
+    "SyntaxError",
+    "UnboundLocalError",
+    "TypeError",
+    "AttributeError",
+)
+"""Complaints that say that a mutation is ill made, not that a test noticed what it breaks."""
 
 
 class Result(NamedTuple):
@@ -39,6 +47,8 @@ class Result(NamedTuple):
     mutation: Mutation
     killed: bool
     seconds: float
+    why: str
+    """What the test said."""
     output: str
 
 
@@ -52,7 +62,13 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "tree"
         self._scratch = folder / "scratch"
-        shutil.copytree(ROOT, self.root, symlinks=True, ignore=_NOT_COPIED)
+        self.root.mkdir()
+        for name in _COPIED:
+            if (ROOT / name).is_dir():
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, self.root / name, symlinks=True, ignore=ignore)
+            else:
+                shutil.copy2(ROOT / name, self.root / name)
         self._scratch.mkdir()
         code = "import spoolagent, spoolagent.receivers as r; print(spoolagent.__file__, r.__file__)"
         found = self._python("-c", code)
@@ -60,7 +76,9 @@ class Copy:
             raise Failed(f"another spoolagent than the copy's is imported: {found.stdout}{found.stderr}")
 
     def _python(self, *args: str) -> "subprocess.CompletedProcess[str]":
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("SPOOLAGENT_", "PYTEST_"))}
+        env = {
+            key: value for key, value in os.environ.items() if not key.startswith(("SPOOLAGENT_", "PYTEST_"))
+        }
         env |= {
             "PYTHONPATH": str(self.root),
             # A mutation may be as long as the text that it replaces, and made in the same second.
@@ -94,9 +112,18 @@ class Copy:
             done = self.pytest(list(mutation.tests), "-x")
         finally:
             path.write_text(whole)
-        if done.returncode not in (0, _FAILED):
+        why = _why(done.stdout + done.stderr)
+        if done.returncode not in (0, _FAILED) or why.startswith(_NO_PYTHON):
             raise Failed(f"{mutation.name}: the tests did not run:\n{done.stdout}{done.stderr}")
-        return Result(mutation, done.returncode == _FAILED, time.monotonic() - began, done.stdout)
+        return Result(mutation, done.returncode == _FAILED, time.monotonic() - began, why, done.stdout)
+
+
+def _why(output: str) -> str:
+    """The first line of what a test complained of, "" when none did."""
+    lines = output.splitlines()
+    if any("+ Timeout +" in line for line in lines):
+        return f"it took longer than {_TEST_S} s"
+    return next((line[1:].strip() for line in lines if line.startswith("E  ")), "")
 
 
 def copies(folder: Path, count: int) -> "queue.SimpleQueue[Copy]":
@@ -137,7 +164,7 @@ def run(mutations: list[Mutation], jobs: int) -> list[Result]:
 def _line(result: Result) -> str:
     m = result.mutation
     what = "killed  " if result.killed else "SURVIVED"
-    return f"{what} {result.seconds:6.1f} s  {m.invariant:2} {INVARIANTS[m.invariant]:15} {m.name}"
+    return f"{what} {result.seconds:6.1f} s  {m.invariant:2} {INVARIANTS[m.invariant]:15} {m.name:32} {result.why[:90]}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,135 +1,15 @@
-"""Breaks of invariants 1 to 5: conservation, no invention, effective once, order, cursor safety."""
+"""Breaks of invariants 2 to 5: no invention, effective once, order, cursor safety."""
 
 from mutations.mutation import Mutation
 
-SERVING, FORMAT, SHIPPING = "spoolagent/serving", "spoolagent/format", "spoolagent/shipping"
-READER, DURABLE, APPENDFILE = f"{FORMAT}/reader.py", f"{FORMAT}/durable.py", "receivers/appendfile.py"
+SERVING = "spoolagent/serving"
+FORMAT = "spoolagent/format"
+SHIPPING = "spoolagent/shipping"
+READER = "spoolagent/format/reader.py"
+APPENDFILE = "receivers/appendfile.py"
 
 MUTATIONS = (
-    # -- 1. conservation -----------------------------------------------------------------------------------
-    Mutation(
-        1,
-        "cursor-before-ack",
-        "the worker commits the cursor before the receiver has acknowledged the batch",
-        SERVING,
-        "is_damaged = bool(held.lost or held.bad)\n",
-        "is_damaged = bool(held.lost or held.bad)\n"
-        "            self._pending.append(\n"
-        "                Commit(key=task.key, position=held.position, facts=_updated(task.facts, held))\n"
-        "            )\n",
-        ("test_worker.py::test_a_crash_around_any_batch[2-before]",),
-    ),
-    Mutation(
-        1,
-        "outage-is-success",
-        "a batch counts as delivered though the tracker was away",
-        SERVING,
-        'self._away(f"{error}")\n',
-        'self._away(f"{error}")\n            return True\n',
-        ("test_worker.py::test_an_unreachable_tracker_loses_nothing_and_is_asked_again",),
-    ),
-    Mutation(
-        1,
-        "lost-not-recorded",
-        "lost seqs are passed over and not put on record",
-        SERVING,
-        "for lost in change.lost:",
-        "for lost in ():",
-        ("test_worker.py::test_lost_seqs_and_bad_bytes_are_on_record",),
-    ),
-    Mutation(
-        1,
-        "dead-letter-not-kept",
-        "a refused event is dropped instead of becoming a dead letter",
-        SERVING,
-        "for seq, kind, reason in change.dead:",
-        "for seq, kind, reason in ():",
-        ("test_worker.py::test_a_refused_event_becomes_a_dead_letter_and_the_rest_goes_on",),
-    ),
-    Mutation(
-        1,
-        "gap-not-written",
-        "what a full disk refused is forgotten: no gap event",
-        FORMAT,
-        "self._write_gap(self._gap)",
-        "self._gap = None",
-        ("test_stream_writer.py::test_a_full_disk_drops_counts_and_leaves_a_gap",),
-    ),
-    Mutation(
-        1,
-        "always-without-fsync",
-        'durability "always" returns before the fsync',
-        FORMAT,
-        "self._sync_line(segment, before)",
-        "pass",
-        ("test_stream_writer.py::test_always_syncs_before_it_returns_and_process_does_not",),
-    ),
-    Mutation(
-        1,
-        "delivered-before-fsync",
-        "the reader hands out bytes of this machine's own writers before they are fsynced",
-        READER,
-        "self._sync(fd, path, size)",
-        "pass",
-        ("test_fsync_order.py::test_nothing_is_delivered_that_the_machine_could_still_forget",),
-    ),
-    Mutation(
-        1,
-        "shipped-before-fsync",
-        "the shipper sends bytes that the machine could still forget",
-        SHIPPING,
-        "segment.sync()",
-        "pass",
-        ("test_shipping.py::test_a_stream_is_fsynced_before_it_leaves_and_after_it_arrived",),
-    ),
-    Mutation(
-        1,
-        "arrived-without-fsync",
-        "the shipper counts as shipped what the target has not fsynced",
-        SHIPPING,
-        "self._copy.sync()",
-        "pass",
-        ("test_shipping.py::test_a_stream_is_fsynced_before_it_leaves_and_after_it_arrived",),
-    ),
-    Mutation(
-        1,
-        "blob-after-event",
-        "the shipper sends a blob after the event that names it",
-        SHIPPING,
-        "            self._blobs.carry_named(self._key.site, data[:length])\n"
-        "            self._append(segment.first_seq, offset, data[offset - begin : length])\n",
-        "            self._append(segment.first_seq, offset, data[offset - begin : length])\n"
-        "            self._blobs.carry_named(self._key.site, data[:length])\n",
-        ("test_shipping.py::test_a_blob_leaves_before_the_event_that_names_it",),
-    ),
-    Mutation(
-        1,
-        "blob-without-fsync",
-        "a file appears under its name before its bytes are on disk",
-        DURABLE,
-        "    fsync_fd(fd, temp)\n    if exclusive:",
-        "    if exclusive:",
-        ("test_fsync_order.py::test_a_published_file_is_whole_before_it_has_its_name",),
-    ),
-    Mutation(
-        1,
-        "rename-without-fsync",
-        "the directory is not fsynced after a rename",
-        DURABLE,
-        '    os.rename(source, target)\n    fsync_dir(os.path.dirname(target) or ".")\n',
-        "    os.rename(source, target)\n",
-        ("test_fsync_order.py::test_a_published_file_is_whole_before_it_has_its_name",),
-    ),
-    Mutation(
-        1,
-        "end-without-fsync",
-        "a dead writer's stream is ended before its bytes are on disk",
-        FORMAT,
-        "    durable.fsync_path(path)\n    durable.fsync_dir(stream)\n    if is_closed",
-        "    if is_closed",
-        ("test_fsync_order.py::test_a_dead_stream_is_on_disk_before_its_end_is",),
-    ),
-    # -- 2. no invention -----------------------------------------------------------------------------------
+    # -- 2. no invention ----------------------------------------------------------------------------------
     Mutation(
         2,
         "crc-ignored-in-blocks",
@@ -187,14 +67,50 @@ MUTATIONS = (
         "if not digest:",
         ("test_shipping.py::test_a_damaged_blob_is_refused_and_the_rest_goes_on",),
     ),
-    # -- 3. effective once -----------------------------------------------------------------------------------
+    Mutation(
+        2,
+        "damaged-blob-delivered",
+        "a receiver gets a blob whose content is not what the event names",
+        FORMAT,
+        'if len(data) != ref["size"] or hashlib.sha256(data).hexdigest() != ref["sha256"]:',
+        'if len(data) != ref["size"]:',
+        ("test_small_promises.py::test_a_damaged_blob_is_not_read",),
+    ),
+    Mutation(
+        2,
+        "fork-delivered",
+        "the other stream that a shipper put aside is delivered, too",
+        SERVING,
+        '".fork-" in key.writer',
+        '".fork-" in key.site',
+        ("test_schedules.py::test_a_fork_is_never_delivered",),
+    ),
+    Mutation(
+        2,
+        "time-of-delivery",
+        "TensorBoard shows when a point was delivered, not when it was logged",
+        "receivers/tensorboard.py",
+        "wall_ns, step = event.wall_ns, event.step",
+        "wall_ns, step = __import__('time').time_ns(), event.step",
+        ("test_receiver_tensorboard.py::test_many_metrics_in_one_event_and_float32",),
+    ),
+    # -- 3. effective once --------------------------------------------------------------------------------
+    Mutation(
+        3,
+        "bytes-of-delivery",
+        "a batch for TensorBoard is other bytes each time that it is delivered",
+        "receivers/tb_events.py",
+        "    wall_ns, step = event.wall_ns, event.step\n    made =",
+        "    wall_ns, step = __import__('time').time_ns(), event.step\n    made =",
+        ("test_receiver_tensorboard.py::test_a_kill_at_every_fault_point_gives_the_same_files",),
+    ),
     Mutation(
         3,
         "batch-not-named",
         "the batch that goes out next is not put on record before",
         SERVING,
-        "self._store.commit(self._pending, name, retry)",
-        "self._store.commit(self._pending, None, retry)",
+        "self.store.commit(self.pending, name, retry)",
+        "self.store.commit(self.pending, None, retry)",
         ("test_worker.py::test_a_crash_around_any_batch[2-after]",),
     ),
     Mutation(
@@ -220,8 +136,8 @@ MUTATIONS = (
         "retry-not-named",
         "a dead letter is delivered again without being put on record before",
         SERVING,
-        "self._commit(retry=retry.letter)",
-        "self._commit()",
+        ".commit(retry=retry.letter)",
+        ".commit()",
         ("test_dead_letters.py::test_a_crash_at_every_operation_of_a_retry",),
     ),
     Mutation(
@@ -256,11 +172,29 @@ MUTATIONS = (
         "state-not-rolled-back",
         "what a receiver put into its state for a refused batch stays",
         SERVING,
-        "            self._store.rollback(mark)\n            if len(batch.events) == 1:\n",
+        "            self.store.rollback(mark)\n            if len(batch.events) == 1:\n",
         "            if len(batch.events) == 1:\n",
-        ("test_worker.py::test_state_put_for_a_refused_batch_is_undone",),
+        ("test_small_promises.py::test_what_was_put_for_a_batch_that_failed_is_undone",),
     ),
-    # -- 4. order ------------------------------------------------------------------------------------------
+    Mutation(
+        3,
+        "state-kept-after-an-outage",
+        'what a receiver put into its state before its tracker said "not now" stays, and is put again',
+        SERVING,
+        "        except Transient as error:\n            self.store.rollback(mark)\n",
+        "        except Transient as error:\n",
+        ("test_small_promises.py::test_what_was_put_for_a_batch_that_failed_is_undone",),
+    ),
+    Mutation(
+        3,
+        "two-workers-at-once",
+        "two workers may deliver into one target at the same time",
+        SERVING,
+        "self._lock.acquire(timeout=0)",
+        "pass",
+        ("test_worker.py::test_two_workers_for_one_target_are_refused",),
+    ),
+    # -- 4. order -----------------------------------------------------------------------------------------
     Mutation(
         4,
         "halves-swapped",
@@ -306,7 +240,7 @@ MUTATIONS = (
         "if event.seq < 0:",
         ("test_small_promises.py::test_a_seq_that_stands_there_twice_is_read_once",),
     ),
-    # -- 5. cursor safety ------------------------------------------------------------------------------------
+    # -- 5. cursor safety ---------------------------------------------------------------------------------
     Mutation(
         5,
         "no-patience",
@@ -315,6 +249,16 @@ MUTATIONS = (
         "if now - self._suspect[1] < patience and not self.impatient:",
         "if now < 0:",
         ("test_reader.py::test_a_bad_line_that_heals_is_read",),
+    ),
+    Mutation(
+        5,
+        "incomplete-segment-passed",
+        "a segment that a shipper has not brought whole is passed when the next one is there",
+        READER,
+        '            with open(self._path(), "rb") as file:\n'
+        '                same = hashlib.file_digest(file, "sha256").hexdigest() == header.prev\n',
+        "            same = bool(header.prev)\n",
+        ("test_reader.py::test_a_truncated_middle_segment_waits_where_it_was_not_born",),
     ),
     Mutation(
         5,
@@ -329,10 +273,14 @@ MUTATIONS = (
         5,
         "transaction-in-pieces",
         "each change of the cursor store is committed alone",
-        SERVING,
-        'self._db.execute("BEGIN IMMEDIATE")',
-        "pass",
-        ("test_worker.py::test_a_crash_at_every_durable_operation",),
+        f"{SERVING}/store.py",
+        '        self._db.execute("BEGIN IMMEDIATE")\n'
+        "        try:\n"
+        "            yield\n"
+        '            fault_point("commit", self.path)\n'
+        '            self._db.execute("COMMIT")\n',
+        '        try:\n            yield\n            fault_point("commit", self.path)\n',
+        ("test_small_promises.py::test_a_commit_is_all_or_nothing",),
     ),
     Mutation(
         5,

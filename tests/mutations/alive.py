@@ -1,0 +1,228 @@
+"""Breaks of invariants 8 to 10: liveness, bounds, confinement."""
+
+from mutations.mutation import Mutation
+
+SERVING = "spoolagent/serving"
+FORMAT = "spoolagent/format"
+SHIPPING = "spoolagent/shipping"
+READER = "spoolagent/format/reader.py"
+APPENDFILE = "receivers/appendfile.py"
+
+MUTATIONS = (
+    # -- 8. liveness --------------------------------------------------------------------------------------
+    Mutation(
+        8,
+        "live-not-probed",
+        "the LIVE lock is not asked: a living writer's stream is ended",
+        FORMAT,
+        "return bool(answer[0] != fcntl.F_UNLCK)",
+        "return False",
+        ("test_stream_writer.py::test_a_living_writer_of_another_process_is_left_alone",),
+    ),
+    Mutation(
+        8,
+        "other-host-not-timed",
+        "a writer on another host is taken for dead at the second look",
+        FORMAT,
+        "return now - known[1] >= self._stale_after_s",
+        "return now >= known[1]",
+        ("test_stream_writer.py::test_a_writer_of_another_host_is_timed_by_our_own_clock",),
+    ),
+    Mutation(
+        8,
+        "dead-never-ended",
+        "a killed writer is never taken for dead",
+        FORMAT,
+        "return not locked",
+        "return False",
+        ("test_stream_writer.py::test_the_agent_ends_a_killed_writers_stream_once",),
+    ),
+    Mutation(
+        8,
+        "void-end-believed",
+        "a stream that goes on after its `.end` is never looked at again",
+        SERVING,
+        'if facts.end == "dead":',
+        'if facts.end == "":',
+        ("test_worker_crash.py::test_a_dead_stream_that_went_on_and_then_a_crash",),
+    ),
+    Mutation(
+        8,
+        "hints-are-the-truth",
+        "without a file-system event nothing is looked at: no sweep",
+        SERVING,
+        "if hinted is None or now >= sweep_at:",
+        "if hinted is None:",
+        ("test_small_promises.py::test_what_no_hint_told_of_is_found_by_the_sweep",),
+    ),
+    Mutation(
+        8,
+        "writer-never-recovers",
+        "a writer that could not begin its stream never tries again",
+        FORMAT,
+        "if self.closed or now < self._retry_at:",
+        "if self.closed or self._retry_at:",
+        ("test_stream_writer.py::test_an_unwritable_spool_never_raises_and_recovers",),
+    ),
+    Mutation(
+        8,
+        "backoff-without-bound",
+        "the pause before the next try of a target grows without bound",
+        SHIPPING,
+        "full = min(60.0, ",
+        "full = max(60.0, ",
+        ("test_shipping.py::test_backoff_is_bounded",),
+    ),
+    Mutation(
+        8,
+        "full-disk-of-cursors-stops",
+        "a cursor store whose disk was full once ends the worker",
+        SERVING,
+        "        except (sqlite3.Error, OSError) as error:\n"
+        "            self.refused_by_disk(error)\n"
+        "            return False\n"
+        "        self.pending.clear()\n",
+        "        except OSError as error:\n"
+        "            self.refused_by_disk(error)\n"
+        "            return False\n"
+        "        self.pending.clear()\n",
+        ("test_worker.py::test_a_full_disk_under_the_cursor_store_only_delays",),
+    ),
+    Mutation(
+        8,
+        "foreign-stream-ended",
+        "the shipper ends streams that were born in another spool, whose writers it cannot know",
+        SHIPPING,
+        "if carrier.is_home() and (",
+        "if (",
+        ("test_shipping.py::test_a_stream_born_elsewhere_is_not_ended_here",),
+    ),
+    # -- 9. bounds ----------------------------------------------------------------------------------------
+    Mutation(
+        9,
+        "reader-leaks-a-file",
+        "each read of a segment leaves a descriptor open",
+        READER,
+        "        finally:\n            os.close(fd)\n",
+        "        finally:\n            pass\n",
+        ("test_small_promises.py::test_sweeps_leave_no_file_open",),
+    ),
+    Mutation(
+        9,
+        "shipper-leaks-a-file",
+        "each look at a segment leaves a descriptor open",
+        SHIPPING,
+        "        finally:\n            segment.close()\n",
+        "        finally:\n            pass\n",
+        ("test_shipping.py::test_open_files_stay_few",),
+    ),
+    Mutation(
+        9,
+        "writer-leaks-full-segments",
+        "a segment that is full stays open for ever",
+        FORMAT,
+        "            finally:\n                os.close(segment.fd)\n",
+        "            finally:\n                pass\n",
+        ("test_small_promises.py::test_full_segments_are_closed",),
+    ),
+    Mutation(
+        9,
+        "queue-without-bound",
+        "the queue for slow file systems grows as long as memory lasts",
+        FORMAT,
+        "full = len(self._items) >= _QUEUE_EVENTS or ",
+        "full = ",
+        ("test_stream_writer.py::test_the_queue_drops_rather_than_blocks",),
+    ),
+    Mutation(
+        9,
+        "batch-without-bound",
+        "a batch takes all that waits",
+        SERVING,
+        "until_seq=reader.position.next_seq + room - 1)",
+        "until_seq=None)",
+        ("test_small_promises.py::test_no_batch_is_larger_than_its_limit",),
+    ),
+    # -- 10. confinement ----------------------------------------------------------------------------------
+    Mutation(
+        10,
+        "link-followed-in-the-target",
+        "a symbolic link in the place of a receiver's file is taken for that file",
+        APPENDFILE,
+        "status = os.lstat(path)",
+        "status = os.stat(path)",
+        ("test_appendfile.py::test_a_file_that_was_removed_or_cut_is_followed_by_a_later_one[link]",),
+    ),
+    Mutation(
+        10,
+        "foreign-file-taken",
+        "a name is taken for a new file without a look whether somebody else's has it",
+        APPENDFILE,
+        "if not os.path.lexists(os.path.join(file.folder, name)):",
+        "if name:",
+        ("test_appendfile.py::test_a_file_that_is_not_in_the_state_is_never_written",),
+    ),
+    Mutation(
+        10,
+        "file-taken-that-appeared",
+        "a file that appears just before ours is made is written to",
+        APPENDFILE,
+        "flags |= os.O_CREAT | os.O_EXCL",
+        "flags |= os.O_CREAT",
+        ("test_appendfile.py::test_a_file_that_appears_between_naming_and_creation_is_not_ours",),
+    ),
+    Mutation(
+        10,
+        "link-followed-by-the-shipper",
+        "the shipper reads through a symbolic link out of the spool",
+        SHIPPING,
+        "if not os.path.realpath(path).startswith(root + os.sep):",
+        "if not root:",
+        ("test_shipping.py::test_links_are_not_followed_out_of_the_spool",),
+    ),
+    Mutation(
+        10,
+        "link-followed-at-the-target",
+        "the shipper writes through a symbolic link that lies in the target",
+        SHIPPING,
+        "flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW",
+        "flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC",
+        ("test_small_promises.py::test_a_link_in_the_target_is_not_written_through",),
+    ),
+    Mutation(
+        10,
+        "foreign-jsonl-taken",
+        "a JSON-lines file that somebody else made is written to",
+        "receivers/jsonl.py",
+        "if os.path.lexists(self._path) and (record is None or name not in own_names(record)):",
+        "if record is not None and name not in own_names(record):",
+        ("test_receiver_jsonl.py::test_targets_that_cannot_be",),
+    ),
+    Mutation(
+        10,
+        "path-leaves-the-run",
+        "an artifact's path may lead out of the run's directory by `..`",
+        FORMAT,
+        'any(part in ("", ".", "..") for part in parts)',
+        'any(part in ("", ".") for part in parts)',
+        ("test_worker.py::test_malformed_and_unknown_events_are_dead_letters",),
+    ),
+    Mutation(
+        10,
+        "any-name-is-legal",
+        "a site, run or writer may be named `../x`",
+        FORMAT,
+        "return _LEGAL.fullmatch(name) is not None",
+        "return bool(name)",
+        ("test_stream_writer.py::test_illegal_names_are_refused",),
+    ),
+    Mutation(
+        10,
+        "files-for-everybody",
+        "files of a spool can be read by every user of the machine",
+        FORMAT,
+        "FILE_MODE = 0o600",
+        "FILE_MODE = 0o644",
+        ("test_stream_writer.py::test_everything_is_private",),
+    ),
+)
