@@ -12,8 +12,10 @@ from spoolagent.cli.common import (
     ConfigOption,
     JsonOption,
     SpoolArgument,
+    SpoolFlag,
     ago_text,
     clean,
+    one_of,
     out,
     print_json,
     shown,
@@ -46,6 +48,7 @@ def status(
     every: Annotated[
         bool, typer.Option("--all", help="Name every stream that is behind, not only ten.")
     ] = False,
+    flag: SpoolFlag = None,
     config: ConfigOption = None,
 ) -> int:
     """Show how a spool and its receivers stand.
@@ -54,7 +57,7 @@ def status(
     dropped, and why it waits. Exit code 0, however things stand.
     A spool that was never served shows its streams.
     """
-    place = spool_of(spool, config)
+    place = spool_of(one_of(spool, flag), config)
     uuid = open_spool(place).uuid
     runs = list(run_facts(place))
     last = {stream.key: stream.last_seq for run in runs for stream in run.streams}
@@ -185,7 +188,7 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
     if limit is not None and len(behind) > limit:
         yield "", f"and {len(behind) - limit} streams more; --all names them", "dim"
     if facts["error"]:
-        yield "waits", f"{facts['error']}; tries again in {facts['retry_in_s']:.0f} s", "red"
+        yield _error(facts)
     for key, name, style, unit in (
         ("dead", "dead letters", "red", "events were refused for good"),
         ("to_retry", "to retry", "yellow", "of them are to be delivered again"),
@@ -202,6 +205,12 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
         yield "skipped", f"{kinds}: this tracker has no way to show them", ""
     for item in facts["blocked"]:
         yield "blocked", f"{item['stream']}: {item['reason']}", "yellow"
+
+
+def _error(facts: dict[str, Any]) -> tuple[str, str, str]:
+    if facts["state"] == "damaged":
+        return "damaged", facts["error"], "bold red"
+    return "waits", f"{facts['error']}; tries again in {facts['retry_in_s']:.0f} s", "red"
 
 
 def _details(facts: dict[str, Any], key: str) -> Iterable[tuple[str, str, str]]:

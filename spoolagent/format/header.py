@@ -70,9 +70,11 @@ def read_header(stream: str) -> Header | None:
     """The header of a stream, from its first segment at hand; None when it has none yet."""
     for first in list_segments(stream):
         try:
-            return read_segment_header(os.path.join(stream, segment_name(first)))
+            header = read_segment_header(os.path.join(stream, segment_name(first)))
         except NewerFormat:
             raise
         except FormatError:
             continue  # damaged: the next segment repeats it
+        if header is not None:  # else it is not written yet, or was cut: so does the next one
+            return header
     return None

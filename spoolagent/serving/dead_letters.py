@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from spoolagent.errors import Locked
 from spoolagent.format.events import Event
 from spoolagent.format.layout import StreamKey
+from spoolagent.serving import sums
 from spoolagent.serving.retries import finder, why_missing
 from spoolagent.serving.schema import VERSION, prepare
 
@@ -80,7 +81,7 @@ def read_letters(folder: str, choice: Choice) -> Iterator[DeadLetter]:
         old = "(SELECT *, 'dead' AS state, 0 AS retries FROM dead)"  # an agent of an earlier version made it
         where, values = choice.where()
         columns = "site, run, writer, seq, type, reason, time_ns, state, retries"
-        table = "dead" if version >= VERSION else old
+        table = "dead" if version > 1 else old
         query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY site, run, writer, seq"  # noqa: S608 - our own text
         for row in db.execute(query, values):
             yield DeadLetter(
@@ -99,6 +100,7 @@ def mark(folder: str, choice: Choice, state: LetterState) -> int:
     with closing(sqlite3.connect(_path(folder), isolation_level=None, timeout=10)) as db:
         db.execute("PRAGMA synchronous=FULL")
         _bring_up_to_date(db, folder)
+        sums.keep(db)
         where, values = choice.where()
         db.execute("BEGIN IMMEDIATE")
         query = f"UPDATE dead SET state = ? WHERE {where} AND state != ?"  # noqa: S608 - our own text

@@ -11,6 +11,7 @@ from typing import Protocol
 from spoolagent.contract import Batch, Outcome, Receiver
 from spoolagent.errors import Refused, Transient, Unreachable
 from spoolagent.format.layout import StreamKey
+from spoolagent.serving import sums
 from spoolagent.serving.activity import Activity
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.chunks import halves
@@ -130,7 +131,7 @@ class Delivery:
         mark = self.store.mark()
         try:
             part = self.receiver.deliver(batch)
-        except (Unreachable, Transient, OSError, sqlite3.Error):  # the last: our own store, at a checkpoint
+        except (Unreachable, Transient, OSError, sqlite3.Error, sums.Damaged):  # the last two: our own store
             raise
         except Exception as error:  # noqa: BLE001 - Refused, or a record that a receiver chokes on: it must not stop the rest
             self.store.rollback(mark)
@@ -180,6 +181,8 @@ class Delivery:
 
     def refused_by_disk(self, error: Exception) -> None:
         """The disk of the cursors is full or fails: nothing is delivered until it takes a commit."""
+        if sums.is_damage(error):
+            raise sums.Damaged(self.store.path, str(error)) from error
         self._disk_refuses = True
         if self.clock() >= self._resume_at:  # it is asked at every sweep, but that is one failure
             self.away(f"{self.store.path}: {error}")

@@ -5,8 +5,9 @@ import sqlite3
 
 from spoolagent.errors import SpoolError
 from spoolagent.format.durable import fault_point
+from spoolagent.serving import sums
 
-VERSION = 2
+VERSION = 3
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -47,6 +48,10 @@ CREATE TABLE retrying (
     site TEXT NOT NULL, run TEXT NOT NULL, writer TEXT NOT NULL, seq INTEGER NOT NULL,
     UNIQUE (site, run, writer, seq));
 """,
+    # Checksums over all rows (`spoolagent.serving.sums`).
+    2: """
+CREATE TABLE sums (name TEXT PRIMARY KEY, n INTEGER NOT NULL, total INTEGER NOT NULL) WITHOUT ROWID;
+""",
 }
 """Version -> what makes the next one of it."""
 
@@ -61,11 +66,16 @@ def prepare(db: sqlite3.Connection, path: str) -> None:
     if version == VERSION:
         return
     if version > VERSION:
-        raise SpoolError(f"{path} is of version {version}, this version uses {VERSION}: upgrade spoolagent")
+        raise SpoolError(
+            f"{path} is of version {version}, this version uses {VERSION}: upgrade spoolagent; "
+            f"if no later version ever used it, it is damaged. {sums.NEXT}"
+        )
     script = SCHEMA if version == 0 else ""
     script += "".join(STEPS[step] for step in range(max(1, version), VERSION))
     try:
-        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={VERSION}; COMMIT;")
+        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={VERSION};")
+        sums.fill(db)
+        db.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")

@@ -12,6 +12,9 @@ import orjson
 from spoolagent.format import live
 from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.serving.activity import HEARTBEAT_FILE
+from spoolagent.serving.schema import VERSION
+from spoolagent.serving.store import MADE
+from spoolagent.serving.sums import Damaged, check, noticing
 
 _LISTED = 100
 _ALIVE_S = 30.0
@@ -43,7 +46,7 @@ class ReceiverStatus:
     is_running: bool
     """Its worker gave a sign of life within the last half minute, or its process is still there."""
     state: str
-    """"idle", "working", "backoff", "stuck" or "not running"."""
+    """"idle", "working", "backoff", "stuck", "not running", or "damaged": its database is, `error` says what to do."""
     doing: str
     """What the worker does now, such as "delivering seqs 1 to 9 of site/run/writer"; "" when it does not run."""
     doing_s: float
@@ -87,14 +90,44 @@ def read_status(spool: str) -> list[ReceiverStatus]:
 def _read_one(folder: str) -> ReceiverStatus | None:
     path = os.path.join(folder, "state.sqlite")
     note = _note(os.path.join(folder, "worker.json"))
+    was_made = os.path.exists(path + MADE)
     if not os.path.exists(path):
-        return None
+        return _damaged(folder, note, Damaged(path, "it is missing")) if was_made else None
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
+        with (
+            noticing(path),
+            closing(
+                sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)
+            ) as db,
+        ):
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > VERSION or (was_made and not version):
+                return _damaged(folder, note, Damaged(path, f"version {version} is not known"))
+            if version == VERSION and not _life(folder, note).is_running:  # a worker looked when it started
+                check(db, path)
             row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
             return None if row is None else _status(db, folder, row[0], note)
-    except sqlite3.OperationalError:
-        return None  # being created, or being moved away
+    except Damaged as error:
+        return _damaged(folder, note, error) if was_made else None  # else it is being created
+    except sqlite3.DatabaseError:
+        return None  # being moved away, or busy
+
+
+def _damaged(folder: str, note: dict[str, Any], error: Damaged) -> ReceiverStatus:
+    """Nothing is known of it for sure but that."""
+    name = str(note.get("name", os.path.basename(folder)))
+    return ReceiverStatus(
+        identity=str(note.get("spec", name)),
+        name=name,
+        folder=folder,
+        is_running=False,
+        state="damaged",
+        doing="",
+        doing_s=0.0,
+        pid=None,
+        error=str(error),
+        retry_in_s=0.0,
+    )
 
 
 def _status(db: sqlite3.Connection, folder: str, identity: str, note: dict[str, Any]) -> ReceiverStatus:

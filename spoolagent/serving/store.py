@@ -19,9 +19,10 @@ import orjson
 from filelock import FileLock, Timeout
 
 from spoolagent.errors import Locked
-from spoolagent.format.durable import fault_point, make_dirs
+from spoolagent.format.durable import fault_point, fsync_dir, make_dirs
 from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.format.reader import START, Lost, Position
+from spoolagent.serving import sums
 from spoolagent.serving.schema import prepare
 
 
@@ -48,6 +49,8 @@ class StreamFacts:
     """Events that its writer dropped, as its gap events say."""
 
 
+MADE = ".made"
+"""Beside a database that was made: one that is missing or empty then is damage, not a beginning."""
 FIRST = ("", "", "", 0)
 """Before the first page of `Store.marked`."""
 
@@ -112,7 +115,7 @@ def target_dir(spool: str, identity: str) -> str:
 class Store:
     """The database of one receiver target, exclusively locked while open.
 
-    Raises Locked when another process has it open.
+    Raises Locked when another process has it open, Damaged when it is not what was written.
     """
 
     def __init__(self, spool: str, identity: str) -> None:
@@ -128,7 +131,7 @@ class Store:
         self.path = os.path.join(self.folder, "state.sqlite")
         self._overlay: dict[str, bytes | None] = {}
         try:
-            self._db = _connect(self.path)
+            self._db = self._connect()
             try:
                 self._prepare(identity)
             except BaseException:
@@ -138,10 +141,34 @@ class Store:
             self._lock.release()  # whoever caught this may try again
             raise
 
+    def _connect(self) -> sqlite3.Connection:
+        was_made = os.path.exists(self.path + MADE)
+        if was_made and not _has_bytes(self.path):
+            raise sums.Damaged(self.path, "it is missing or empty, and was not once")
+        with sums.noticing(self.path):
+            db = _connect(self.path)
+            if was_made and db.execute("PRAGMA user_version").fetchone() == (0,):
+                db.close()
+                raise sums.Damaged(self.path, "it has no tables, and once had them")
+            return db
+
     def _prepare(self, identity: str) -> None:
-        prepare(self._db, self.path)
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (identity,))
+        with sums.noticing(self.path):
+            prepare(self._db, self.path)
+        sums.check(self._db, self.path)
+        sums.keep(self._db)
+        try:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (identity,))
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_READONLY and os.access(self.path, os.W_OK):
+                raise sums.Damaged(self.path, "its header says that it is not to be written") from error
+            raise
         self._give_back_space()  # the tables have their pages now, which a full disk would refuse
+        if not os.path.exists(self.path + MADE):
+            with contextlib.suppress(OSError):  # a full disk: the next start tries again
+                os.close(os.open(self.path + MADE, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+                fsync_dir(self.folder)
 
     def close(self) -> None:
         """Releases the database and its lock."""
@@ -163,8 +190,9 @@ class Store:
         if key in self._overlay:
             raw = self._overlay[key]
             return None if raw is None else orjson.loads(raw)
-        row = self._db.execute("SELECT value FROM kv WHERE key = ?", (key,)).fetchone()
-        return None if row is None else orjson.loads(row[0])
+        with sums.noticing(self.path):
+            row = self._db.execute("SELECT value FROM kv WHERE key = ?", (key,)).fetchone()
+            return None if row is None else orjson.loads(row[0])
 
     def put(self, key: str, value: Any) -> None:
         """Stores `value`, with the next commit."""
@@ -188,6 +216,10 @@ class Store:
     def checkpoint(self) -> None:
         """Commits what was put so far, without moving a cursor."""
         self.commit([])
+        # Names and ids of what is about to be made: they must outlive even the loss of the log.
+        self._db.execute("PRAGMA busy_timeout=0")
+        self._give_back_space()
+        self._db.execute("PRAGMA busy_timeout=10000")
 
     def mark(self) -> dict[str, bytes | None]:
         """The uncommitted state as it is now, for `rollback`."""
@@ -362,12 +394,20 @@ class Store:
         return int(self._db.execute(f"SELECT {what} FROM {table} {where}").fetchone()[0])  # noqa: S608 - our own table names
 
 
+def _has_bytes(path: str) -> bool:
+    return os.path.exists(path) and os.path.getsize(path) >= 512  # SQLite takes less for a new one
+
+
 def _connect(path: str) -> sqlite3.Connection:
     old = os.umask(0o077)
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=10)
     finally:
         os.umask(old)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+    except BaseException:
+        db.close()
+        raise
     return db
