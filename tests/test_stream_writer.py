@@ -428,7 +428,7 @@ def test_unknown_durability_is_refused(tmp_path):
 
 
 def test_the_queue_drops_rather_than_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("spoolagent.format.stream._QUEUE_EVENTS", 5)
+    monkeypatch.setattr("spoolagent.format.write_queue.MAX_EVENTS", 5)
     gate = threading.Event()
     real = StreamWriter._write_queued
     monkeypatch.setattr(StreamWriter, "_write_queued", lambda self, body: (gate.wait(), real(self, body)))

@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -23,11 +22,11 @@ from spoolagent.format.lines import MAX_LINE, encode_line, seal
 from spoolagent.format.names import check_case, new_writer_id
 from spoolagent.format.segment import Origin, Segment
 from spoolagent.format.spool import create_spool
+from spoolagent.format.write_queue import WriteQueue
 
 DURABILITIES = ("process", "interval", "always", "queued")
 _MAX_BODY = MAX_LINE - 64
 _RETRY_S = 1.0
-_QUEUE_EVENTS, _QUEUE_BYTES = 100_000, 64 << 20
 _DRAIN_S = 30.0
 
 Warn = Callable[[str], None]
@@ -156,9 +155,9 @@ class StreamWriter:
         self._retry_at = 0.0
         self._warned = False
         self._renew_at = 0.0
-        self._queue: _Queue | None = None
+        self._queue: WriteQueue | None = None
         if self.options.durability == "queued":
-            self._queue = _Queue(self._write_queued, self._drop_queued)
+            self._queue = WriteQueue(self._write_queued, self._drop_queued)
 
     # -- appending ---------------------------------------------------------------------------------------
 
@@ -569,55 +568,3 @@ class StreamWriter:
 
 def _too_large(event: dict[str, Any], body: bytes) -> EventTooLarge:
     return EventTooLarge(f"a {event['type']} event of {len(body)} bytes does not fit in a line: use a blob")
-
-
-class _Queue:
-    """A bounded queue and its thread, for spools where even write() can block."""
-
-    def __init__(self, write: Callable[[bytes], None], drop: Callable[[bytes], None]) -> None:
-        self._write, self._drop = write, drop
-        self._items: deque[bytes] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition(threading.RLock())
-        self._thread: threading.Thread | None = None
-        self._writing = False
-        self._closing = False
-
-    def put(self, body: bytes) -> None:
-        with self._changed:
-            full = len(self._items) >= _QUEUE_EVENTS or self._bytes + len(body) > _QUEUE_BYTES
-            if not full:
-                self._items.append(body)
-                self._bytes += len(body)
-                self._changed.notify_all()
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
-                    self._thread.start()
-        if full:
-            self._drop(body)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._writing = False
-                self._changed.notify_all()
-                while not self._items:
-                    if self._closing:
-                        return
-                    self._changed.wait()
-                body = self._items.popleft()
-                self._bytes -= len(body)
-                self._writing = True
-            self._write(body)
-
-    def drain(self, timeout_s: float) -> None:
-        """Waits until all that was put is written, at most `timeout_s`."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._items and not self._writing, timeout_s)
-
-    def close(self, timeout_s: float) -> None:
-        """Drains, and ends the thread."""
-        self.drain(timeout_s)
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()

@@ -130,7 +130,7 @@ MUTATIONS = (
         "queue-without-bound",
         "the queue for slow file systems grows as long as memory lasts",
         FORMAT,
-        "full = len(self._items) >= _QUEUE_EVENTS or ",
+        "full = len(self._items) >= MAX_EVENTS or ",
         "full = ",
         ("test_stream_writer.py::test_the_queue_drops_rather_than_blocks",),
     ),

@@ -1,0 +1,61 @@
+"""The queue of durability "queued": bounded, with a thread that writes, for spools where even write() can block."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+MAX_EVENTS = 100_000
+MAX_BYTES = 64 << 20
+
+
+class WriteQueue:
+    """A bounded queue and its thread, for spools where even write() can block."""
+
+    def __init__(self, write: Callable[[bytes], None], drop: Callable[[bytes], None]) -> None:
+        self._write, self._drop = write, drop
+        self._items: deque[bytes] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition(threading.RLock())
+        self._thread: threading.Thread | None = None
+        self._writing = False
+        self._closing = False
+
+    def put(self, body: bytes) -> None:
+        """Queues an event for the thread, or hands it to `drop` when the queue is full."""
+        with self._changed:
+            full = len(self._items) >= MAX_EVENTS or self._bytes + len(body) > MAX_BYTES
+            if not full:
+                self._items.append(body)
+                self._bytes += len(body)
+                self._changed.notify_all()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
+                    self._thread.start()
+        if full:
+            self._drop(body)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+                while not self._items:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                body = self._items.popleft()
+                self._bytes -= len(body)
+                self._writing = True
+            self._write(body)
+
+    def drain(self, timeout_s: float) -> None:
+        """Waits until all that was put is written, at most `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items and not self._writing, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Drains, and ends the thread."""
+        self.drain(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
