@@ -32,23 +32,10 @@ def _say(bar: Progress | None, line: str) -> None:
         bar.console.print(Text(f"spoolagent: {clean(line)}"), soft_wrap=True)
 
 
-class ByteProgress:
-    """Counts bytes. `total` is called only where a bar is shown."""
+class _Shown:
+    """A bar that is on the screen as long as the `with` lasts; None where there is no terminal."""
 
-    def __init__(self, what: str, total: Callable[[], int | None]) -> None:
-        self.done = 0
-        self.console: Console = out()
-        """Where findings are printed, above the bar."""
-        self._what = what
-        self._shown = 0
-        self._line_at = time.monotonic() + _LINE_EVERY_S
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(what, total=total())
-            if sys.stdout.isatty():
-                self.console = self._bar.console
+    _bar: Progress | None
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -60,6 +47,25 @@ class ByteProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class ByteProgress(_Shown):
+    """Counts bytes. `total` is called only where a bar is shown."""
+
+    def __init__(self, what: str, total: Callable[[], int | None]) -> None:
+        self.done = 0
+        self.console: Console = out()
+        """Where findings are printed, above the bar."""
+        self._what = what
+        self._shown = 0
+        self._line_at = time.monotonic() + _LINE_EVERY_S
+        self._bar = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(what, total=total())
+            if sys.stdout.isatty():
+                self.console = self._bar.console
 
     def say(self, line: str) -> None:
         """A line for the person who watches, above the bar."""
@@ -78,12 +84,12 @@ class ByteProgress:
             note(f"{self._what}: {size_text(self.done)} so far")
 
 
-class EventProgress:
+class EventProgress(_Shown):
     """Shows how many events each receiver was given; called with {receiver: events}."""
 
     def __init__(self) -> None:
         self._line_at = time.monotonic() + _LINE_EVERY_S
-        self._bar: Progress | None = None
+        self._bar = None
         self._tasks: dict[str, TaskID] = {}
         if sys.stderr.isatty():
             columns = (
@@ -93,17 +99,6 @@ class EventProgress:
                 TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def report(self, line: str) -> None:
         """A line for the person who watches, above the bar."""
