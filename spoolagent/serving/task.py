@@ -13,8 +13,8 @@ from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey, blob_path, list_segments, segment_name, stream_dir
 from spoolagent.format.reader import Chunk, Position, StreamReader
 from spoolagent.format.spool import Spool
+from spoolagent.serving.changes import Named, StreamFacts
 from spoolagent.serving.chunks import merge
-from spoolagent.serving.store import Named, StreamFacts
 from spoolagent.settings import AgentSettings, ReceiverSettings
 
 _READ_ANYWAY = 30
