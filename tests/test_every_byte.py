@@ -563,13 +563,13 @@ def test_a_damaged_database_in_the_commands(place, damage):
     assert status.state == "damaged" and status.applied == 10, status
     done = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "was damaged" in line]
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "was found damaged" in line]
     assert path in line and "its mirror has taken its place" in line
     assert os.path.exists(os.path.join(folder, "damaged.sqlite")) == (damage != "missing")
     more = [json.loads(line) for line in read(out).removeprefix(want).splitlines()]
     assert [x.get("seq") for x in more] == [1, 2, 3, None] and {x["run"] for x in more} == {"run-2"}
     (status,) = read_status(spool)
-    assert status.state == "not running" and not status.error and "was damaged" in status.recovered
+    assert status.state == "not running" and not status.error and "was found damaged" in status.recovered
     again = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
     assert again.returncode == 0 and "damaged" not in again.stderr, "it is said once"
 

@@ -90,7 +90,7 @@ def test_a_kill_between_the_two_commits_and_the_database_damaged_later(tmp_path)
     assert same(tmp_path), "it was made anew"
     damage(database)
     keys, news = held(tmp_path)
-    assert keys == ["a", "b"] and f"{database} was damaged" in news
+    assert keys == ["a", "b"] and f"{database} was found damaged" in news
     assert same(tmp_path) and held(tmp_path)[1] == "", "it is said once"
 
 

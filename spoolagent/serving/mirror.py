@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from spoolagent.errors import SpoolError
 from spoolagent.format.durable import discard, fault_point, fsync_path, rename
@@ -125,8 +126,10 @@ def open_both(folder: str) -> tuple[sqlite3.Connection, Mirror, str]:
     copy.close()
     db = open_checked(path, was_made=True)
     kept = os.path.join(folder, KEPT)
+    when = datetime.now(UTC).isoformat(" ", "seconds")
     news = (
-        f"{path} was damaged ({why.why}); its mirror has taken its place, the damaged one is kept as {kept}"
+        f"{path} was found damaged at {when} ({why.why}); its mirror has taken its place, "
+        f"the damaged one is kept as {kept}"
     )
     return db, Mirror(folder, db, None), news
 
