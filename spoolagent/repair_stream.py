@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from spoolagent.errors import FormatError, Locked
 from spoolagent.format import durable
-from spoolagent.format.ends import DeathWatch, end_dead_stream, measure, read_end, read_pruned
+from spoolagent.format.ends import DeathWatch, end_dead_stream, read_end, read_pruned
 from spoolagent.format.header import Header, read_header, read_segment_header
 from spoolagent.format.layout import (
     AGENT_DIR,
@@ -23,7 +23,6 @@ from spoolagent.format.lines import encode_line
 from spoolagent.format.reader import START, StreamReader
 from spoolagent.repair_aside import Repair, keep_aside, shipping_lock, take_aside
 
-_NUMBERS = re.compile(rb'"(length|last)":(\d{1,18})[,}]')
 _THROUGH = re.compile(rb'"through":(\d{1,18})[,}]')
 
 
@@ -86,28 +85,17 @@ class StreamRepair:
                     done=False,
                     next_step="nothing while it lives; later an agent or a repair on its machine writes it anew",
                 )
-            if self._is_short(first, raw):
-                return Repair(
-                    path=path,
-                    message="is damaged, and what is left of it says that its segment was longer",
-                    done=False,
-                    next_step="restore the segment, or remove the .end: what is missing is then lost without a word",
-                )
             keep_aside(self._spool, *self._key, end_name(first), data=raw)
             end_dead_stream(self._folder, self._watch)
-            if read_end(self._folder, first) is not None:
-                return Repair(path=path, message="written anew, as its segment is now")
+            end = read_end(self._folder, first)
+            if end is not None:
+                missing = end.reason.partition("; ")[2]
+                return Repair(
+                    path=path, message=f"written anew, as its segment is now{missing and ': '}{missing}"
+                )
         take_aside(self._spool, path, *self._key, end_name(first))
         then = "it says nothing of use any more" if self._is_at_home else "the next ship brings it again"
         return Repair(path=path, message=f"damaged, moved to the quarantine: {then}")
-
-    def _is_short(self, first: int, raw: bytes) -> bool:
-        """True when a damaged `.end` still shows that bytes are missing: to write it anew would hide that."""
-        length, last, sha256 = measure(self._path(segment_name(first)), first)
-        if sha256.encode() in raw:
-            return False
-        says = {name: int(number) for name, number in _NUMBERS.findall(raw)}
-        return says.get(b"length", 0) > length or says.get(b"last", 0) > last
 
     def _missing_end(self) -> Iterator[Repair]:
         before = list_ends(self._folder)

@@ -225,7 +225,7 @@ class World:
             if writer.dropped == dropped and not writer.closed:
                 record = self.record(writer, client)
                 record.acked[writer.seq] = n
-                if writer.options.durability == "always":
+                if writer.options.durability == "always" and not writer._dirty:  # else the disk refused
                     record.synced = writer.seq
 
     def _try(self, writer, name, client, n, kind, fields):

@@ -259,6 +259,60 @@ def test_a_flipped_bit_at_every_byte_of_an_end_is_as_if_it_were_missing(tmp_path
         assert drain(StreamReader(stream, at_home=True))[3].state == "dead"
 
 
+def dead_copy(tmp_path, count=6, segment_bytes=16 << 20):
+    """A stream whose writer died, with its `.end`; and its events."""
+    writer = make_writer(tmp_path / "s", segment_bytes=segment_bytes)
+    write_metrics(writer, count)
+    (key,) = layout.iter_streams(str(tmp_path / "s"))
+    stream = str(tmp_path / "copy" / key.writer)
+    shutil.copytree(layout.stream_dir(str(tmp_path / "s"), key), stream)
+    writer.close()
+    os.unlink(os.path.join(stream, "LIVE"))
+    assert end_dead_stream(stream, DeathWatch())
+    return stream, drain(StreamReader(stream, at_home=True))[0]
+
+
+@pytest.mark.parametrize("end", ["whole", "flipped", "cut"])
+@pytest.mark.parametrize("read", [0, 4, 99])
+def test_an_end_remembers_what_its_segment_lost(tmp_path, end, read):
+    """The agent writes the `.end` anew; what the old one knew of must not be gone without a word."""
+    stream, issued = dead_copy(tmp_path)
+    clock = Clock()
+    reader = StreamReader(stream, at_home=True, clock=clock)
+    early = reader.read(until_seq=read).events if read else []
+    (path,) = segments(stream)
+    lines = open(path, "rb").read().splitlines(keepends=True)
+    open(path, "wb").write(b"".join(lines[:3]))
+    side = os.path.join(stream, layout.end_name(1))
+    raw = open(side, "rb").read()
+    if end == "flipped":
+        open(side, "wb").write(raw.replace(b"sha256", b"sha257"))
+    elif end == "cut":
+        open(side, "wb").write(raw[: raw.index(b"sha256")])
+    assert end_dead_stream(stream, DeathWatch())
+    events, lost, _, chunk = drain(reader, clock)
+    assert chunk.state == "dead"
+    conserved(issued, early + events, lost)
+    open(path, "wb").write(b"".join(lines))  # somebody put the bytes back
+    assert end_dead_stream(stream, DeathWatch())
+    events, lost, bad, chunk = drain(StreamReader(stream, at_home=True))
+    assert events == issued and chunk.state == "dead" and not lost and not bad
+
+
+@pytest.mark.parametrize("read", [0, 99])
+def test_a_last_segment_that_is_gone_at_home_is_on_record(tmp_path, read):
+    stream, issued = dead_copy(tmp_path, 20, 700)
+    clock = Clock()
+    reader = StreamReader(stream, at_home=True, clock=clock)
+    early = reader.read(until_seq=3).events if not read else drain(reader, clock)[0]
+    os.unlink(segments(stream)[-1])
+    assert end_dead_stream(stream, DeathWatch())
+    events, lost, _, chunk = drain(reader, clock)
+    assert chunk.state == "dead"
+    conserved(issued, early + events, lost)
+    assert bool(lost) is not bool(read)
+
+
 def test_what_was_pruned_before_it_was_read_is_lost_on_record(stream, issued):
     first, second = layout.list_segments(stream)[:2]
     os.unlink(segments(stream)[0])
@@ -289,3 +343,57 @@ def test_a_segment_of_another_stream_is_not_read(stream, tmp_path):
     clock = Clock()
     chunk = StreamReader(stream, at_home=True, clock=clock).read()
     assert chunk.state == "blocked" and "says that it is" in chunk.note and not chunk.events
+
+
+def damaged_tail(stream):
+    """The newline of the last event, and the closing seal, are destroyed. Returns the path and the whole bytes."""
+    path = segments(stream)[-1]
+    raw = open(path, "rb").read()
+    seal = raw.rindex(b"\n", 0, -1)
+    changed = bytearray(raw)
+    changed[seal] ^= 1
+    changed[-9] ^= 1
+    open(path, "wb").write(changed)
+    return path, raw
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("at_home", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stream_whose_last_lines_heal_after_they_were_given_up(stream, issued, at_home, ended, restarted):
+    path, raw = damaged_tail(stream)
+    clock = Clock()
+    reader = StreamReader(stream, at_home=at_home, clock=clock)
+    events, _, bad, chunk = drain(reader, clock)
+    assert chunk.state == "waiting" and len(bad) == 1 and events == issued[:-1]
+    if ended:
+        end_dead_stream(stream, DeathWatch())
+    open(path, "wb").write(raw)
+    os.utime(path, ns=(1, 1))
+    if restarted:
+        reader = StreamReader(stream, reader.position, at_home=at_home, clock=clock)
+    more, lost, bad, chunk = drain(reader, clock)
+    assert events + more == issued and chunk.state == "closed" and not lost and not bad
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_stream_whose_last_lines_never_heal_elsewhere(stream, issued, restarted):
+    """Its writer closed it, so no `.end` will come; the site is gone."""
+    damaged_tail(stream)
+    clock = Clock()
+    reader = StreamReader(stream, at_home=False, clock=clock)
+    events, _, bad, chunk = drain(reader, clock)
+    assert chunk.state == "waiting" and len(bad) == 1
+    if restarted:
+        reader = StreamReader(stream, reader.position, at_home=False, clock=clock)
+        assert drain(reader)[3].state == "waiting"
+    clock.now += 86_000
+    assert not drain(reader)[1]
+    clock.now += 1_000
+    more, lost, bad, chunk = drain(reader)
+    conserved(issued, events + more, lost)
+    assert not bad and chunk.state == "waiting"
+    clock.now += 200_000
+    assert drain(reader)[1] == []
+    clock.now += 200_000
+    assert drain(reader)[1] == []

@@ -165,23 +165,141 @@ def test_a_line_that_cannot_be_cut_back_begins_a_new_segment(tmp_path, monkeypat
     assert end == "closed" and [e["type"] for e in events[3:]] == ["gap", "metrics"]
 
 
-def test_a_failed_fsync_consumes_no_seq(tmp_path, fault):
-    writer = make_writer(tmp_path / "s", durability="always", warn=lambda _: None)
-    write_metrics(writer, 1)
-    failed = []
+def refuse_fsyncs(times):
+    """A fault: so many fsyncs of segments fail."""
+    left = [times]
 
     def broken(operation, path):
-        if operation == "fsync" and path.endswith(".jsonl") and not failed:
-            failed.append(path)
+        if operation == "fsync" and path.endswith(".jsonl") and left[0]:
+            left[0] -= 1
             raise OSError(errno.EIO, "Input/output error", path)
 
-    fault(broken)
-    write_metrics(writer, 2, 1)
+    return broken
+
+
+@pytest.mark.parametrize("failures", [1, 2, 7, 1000])
+@pytest.mark.parametrize("durability", ["always", "interval", "process", "queued"])
+def test_what_a_reader_may_have_seen_keeps_its_seq_when_an_fsync_fails(tmp_path, fault, durability, failures):
+    """A reader's own fsync can succeed after the writer's failed: the kernel tells of an error once."""
+    warnings, seen = [], set()
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append, segment_bytes=700)
+
+    def look():
+        for path in tmp_path.rglob("*.jsonl"):
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.startswith(b'{"seq":') and line.endswith(b'"}\n'):
+                    seen.add((int(line[7 : line.index(b",")]), line))
+
+    broken = refuse_fsyncs(failures)
+
+    def fault_and_look(operation, path):
+        if operation in ("fsync", "truncate", "append", "write"):
+            look()
+        broken(operation, path)
+
+    write_metrics(writer, 1)
+    writer.flush()
+    fault(fault_and_look)
+    for step in range(1, 12):
+        write_metrics(writer, 1, step)
+        if step % 3 == 0:
+            writer.flush()
+    writer.close()
+    fault(None)
+    look()
+    assert [e["step"] for e in only(tmp_path / "s")[0][1:]] == list(range(12))
+    assert writer.dropped == 0 and sorted(seq for seq, _ in seen) == list(range(1, 14))
+    assert len(warnings) <= 1 and all("power cut" in text for text in warnings)
+
+
+def test_after_a_failed_fsync_the_bytes_are_written_again(tmp_path, fault):
+    """Only a new write makes the kernel try again: an fsync alone reports success, and nothing is on the disk."""
+    warnings, written = [], []
+    writer = make_writer(tmp_path / "s", durability="always", warn=warnings.append)
+    write_metrics(writer, 1)
+    broken = refuse_fsyncs(1)
+
+    def watch(operation, path):
+        if operation in ("write", "fsync") and path.endswith(".jsonl"):
+            written.append(operation)
+        broken(operation, path)
+
+    fault(watch)
+    write_metrics(writer, 1, 1)
+    assert written == ["fsync", "write", "fsync"] and warnings == []
+    write_metrics(writer, 1, 2)
     fault(None)
     writer.close()
-    events, _ = only(tmp_path / "s")
-    assert [e["type"] for e in events] == ["run_start", "metrics", "gap", "metrics"]
-    assert [e.get("step") for e in events] == [None, 0, None, 2]
+    assert [e.get("step") for e in only(tmp_path / "s")[0]] == [None, 0, 1, 2]
+
+
+def test_a_disk_that_never_syncs_gets_few_segments(tmp_path, fault):
+    warnings = []
+    writer = make_writer(tmp_path / "s", durability="always", warn=warnings.append)
+    write_metrics(writer, 1)
+    fault(refuse_fsyncs(10**9))
+    write_metrics(writer, 300, 1)
+    fault(None)
+    writer.tick()  # by and by the disk does: nothing is left to be forgotten
+    assert not writer._dirty and len(warnings) == 1
+    writer.close()
+    (key,) = streams(tmp_path / "s")
+    assert len(layout.list_segments(layout.stream_dir(str(tmp_path / "s"), key))) < 30
+    assert [e["step"] for e in only(tmp_path / "s")[0][1:]] == list(range(301))
+
+
+@pytest.mark.parametrize("kind", ["plain", "gap"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_whole_line_counts_whatever_the_write_said(tmp_path, monkeypatch, error, kind):
+    writer = make_writer(tmp_path / "s", warn=lambda _: None)
+    write_metrics(writer, 1)
+    if kind == "gap":
+        writer.drop("the test says so")
+    real, calls = os.write, []
+
+    def written_all_the_same(fd, data):
+        calls.append(data)
+        real(fd, data)
+        if len(calls) == 1:
+            raise error
+        return len(data)
+
+    monkeypatch.setattr("spoolagent.format.durable.append", written_all_the_same)
+    try:
+        write_metrics(writer, 1, 1)
+    except KeyboardInterrupt:
+        pass
+    write_metrics(writer, 1, 2)
+    writer.close()
+    events = only(tmp_path / "s")[0]
+    assert [e["seq"] for e in events] == list(range(1, len(events) + 1))
+    steps = [e["step"] for e in events if e["type"] == "metrics"]
+    gaps = [e["dropped"] for e in events if e["type"] == "gap"]
+    interrupted = kind == "gap" and isinstance(error, KeyboardInterrupt)  # before its own event was written
+    assert steps == ([0, 2] if interrupted else [0, 1, 2])
+    assert gaps == ([1] if kind == "gap" else [])
+
+
+def test_a_full_segment_that_cannot_be_read_back_stops_nobody(tmp_path, fault, monkeypatch):
+    """The writer needs its hash for the next header; then the one that it kept has to do."""
+    writer = make_writer(tmp_path / "s", warn=lambda _: None)
+    write_metrics(writer, 3)
+    fault(refuse_fsyncs(2))
+    writer.flush()
+    fault(None)
+    real = open
+
+    def unreadable(path, *rest, **named):
+        if str(path).endswith(".jsonl"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr("builtins.open", unreadable)
+    write_metrics(writer, 3, 3)
+    monkeypatch.undo()
+    writer.close()
+    assert writer.dropped == 0
+    assert [e["step"] for e in only(tmp_path / "s")[0][1:]] == list(range(6))
 
 
 def test_an_unwritable_spool_never_raises_and_recovers(tmp_path, fault, monkeypatch):

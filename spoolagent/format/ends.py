@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from spoolagent.format.layout import (
 from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
 
 STALE_AFTER_S = 60.0
+_NUMBERS = re.compile(rb'"(length|last)":(\d{1,18})[,}]')
+_SHORTEST_EVENT = 70
+"""Bytes that an event's line has at least."""
 
 
 class End(NamedTuple):
@@ -38,12 +42,16 @@ class Pruned(NamedTuple):
     prev: str
 
 
-def _read_line(path: str) -> dict[str, Any] | None:
+def _read_raw(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_LINE)
+            return file.read(MAX_LINE)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return b""
+
+
+def _read_line(path: str) -> dict[str, Any] | None:
+    raw = _read_raw(path)
     try:
         return decode_line(raw.removesuffix(b"\n")) if raw.endswith(b"\n") else None
     except FormatError:
@@ -159,33 +167,74 @@ def end_dead_stream(stream: str, watch: DeathWatch) -> bool:
     durable.fsync_dir(stream)
     if is_closed(path):
         return True
-    _write_end(stream, first, *measure(path, first))
+    measured = measure(path, first)
+    _write_end(stream, first, measured, max(measured.last, last_known(stream, first, measured)))
     return True
 
 
-def _write_end(stream: str, first: int, length: int, last: int, sha256: str) -> None:
+def last_known(stream: str, first: int, measured: "Measured") -> int:
+    """The last seq that the stream is known to have had, whatever is left of its last segment `first`; 0: not known.
+
+    An `.end`, even a damaged one, that of a later segment that is gone, and `pruned.json` remember it.
+    """
+    pruned = read_pruned(stream)
+    found = [pruned.through if pruned is not None else 0]
+    for seq in list_ends(stream):
+        if seq < first:
+            continue
+        end = read_end(stream, seq)
+        if end is not None:
+            found.append(end.last)
+        elif seq == first:
+            found.append(_last_in(_read_raw(os.path.join(stream, end_name(seq))), measured))
+        found.append(seq - 1)
+    return max(found)
+
+
+def _last_in(raw: bytes, measured: "Measured") -> int:
+    """What a damaged `.end` still tells of the last seq, if it shows that the segment was longer; else 0."""
+    if measured.sha256.encode() in raw:
+        return 0
+    says = {name: int(number) for name, number in _NUMBERS.findall(raw)}
+    missing, last = says.get(b"length", 0) - measured.length, says.get(b"last", 0)
+    if missing <= 0:
+        return last
+    most = measured.last + max(1, missing // _SHORTEST_EVENT)  # one of its digits may be damaged, too
+    return min(max(last, measured.last + 1), most)
+
+
+def _write_end(stream: str, first: int, measured: "Measured", last: int) -> None:
     known = read_end(stream, first)
-    if known is not None and (known.length, known.sha256) == (length, sha256):
+    if known is not None and known[:3] == (measured.length, last, measured.sha256):
         return
+    missing = f"; seqs {measured.last + 1} to {last} are missing" if last > measured.last else ""
     target = os.path.join(stream, end_name(first))
     line = encode_line(
         {
-            "length": length,
+            "length": measured.length,
             "last": last,
-            "sha256": sha256,
-            "reason": "its writer died",
+            "sha256": measured.sha256,
+            "reason": f"its writer died{missing}",
             "time": time.time_ns(),
         }
     )
     try:
-        # One that is there is void (the writer went on after it) or damaged: only then is it replaced.
+        # One that is there is void (the writer went on after it), damaged, or knows of bytes that are gone.
         durable.write_file(target, line, exclusive=not os.path.exists(target))
     except FileExistsError:
         return
 
 
-def measure(path: str, first_seq: int) -> tuple[int, int, str]:
-    """(length, last seq, SHA-256) of a segment up to the end of its last valid line."""
+class Measured(NamedTuple):
+    """A segment up to the end of its last valid line: length in bytes, last seq, SHA-256."""
+
+    length: int
+    last: int
+    sha256: str
+
+
+def measure(path: str, first_seq: int) -> Measured:
+    """What an `.end` says of the segment as it is. Raises OSError."""
     length, last, position = 0, first_seq - 1, 0
     digest, good = hashlib.sha256(), hashlib.sha256()
     with open(path, "rb") as file:
@@ -195,10 +244,11 @@ def measure(path: str, first_seq: int) -> tuple[int, int, str]:
             if not line.endswith(b"\n") or not has_valid_crc(line[:-1]):
                 continue
             length, good = position, digest.copy()
-            seq = decode_line(line[:-1]).get("seq")
+            value = decode_line(line[:-1])
+            seq = value.get("seq", value.get("seal"))
             if type(seq) is int and seq > last:
                 last = seq
-    return length, last, good.hexdigest()
+    return Measured(length, last, good.hexdigest())
 
 
 def last_lines(path: str, count: int = 2, window: int = 1 << 16) -> list[dict[str, Any]]:

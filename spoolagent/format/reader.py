@@ -22,6 +22,7 @@ from spoolagent.format.events import Event, parse_event
 from spoolagent.format.header import Header, parse_header, read_segment_header
 from spoolagent.format.layout import list_segments, segment_name
 from spoolagent.format.lines import CRC_BYTES, MAX_LINE, has_valid_crc
+from spoolagent.format.tail import Tail, events_in, look_back
 
 PATIENCE_S = 60.0
 """How long a bad line with its newline is read again before it is given up."""
@@ -114,6 +115,7 @@ class StreamReader:
         self._complete: tuple[int, int, int, bool] | None = None
         self._synced: tuple[int, int] = (0, 0)
         self._parsed: tuple[Position, bytes] | None = None
+        self._looked: tuple[tuple[int, ...], Tail] | None = None
         self._bad_before = 0  # the seq that was expected when a bad line was given up, if nothing came since
 
     # -- the caller's side -------------------------------------------------------------------------------
@@ -316,7 +318,13 @@ class StreamReader:
             return self._enter(following)
         end = read_end(self.stream, self.position.segment)
         sealed = self.position.offset + len(line) + 1
-        return "dead" if end is not None and end.length == sealed else "waiting"
+        if end is None or end.length != sealed:
+            return "waiting"
+        if end.last >= self.position.next_seq and not self._give_up_until(
+            end.last, "missing before the stream's end"
+        ):
+            return "blocked"
+        return "dead"
 
     # -- between segments --------------------------------------------------------------------------------------
 
@@ -350,8 +358,8 @@ class StreamReader:
         """The segment is shorter than what was read of it: what was read counts, the rest may come back."""
         end = read_end(self.stream, self.position.segment)
         following = self._following()
-        if following is None and end is not None and end.length <= size:
-            return "dead"
+        if following is None and end is not None:
+            return self._ended(end, b"")
         state = self._wait_or(("shrunk", size), f"{path} is shorter than what was read of it", home=True)
         if state is None and following is not None:
             self._bad_before = self.position.next_seq  # what is missing was waited for
@@ -363,8 +371,9 @@ class StreamReader:
         if self._pruned():
             following = self._following()
             return self._enter(following) if following is not None else "waiting"
-        if self._ended_earlier():
-            return "dead"
+        earlier = self._ended_earlier()
+        if earlier is not None:
+            return self._ended(earlier, b"")
         following = self._following()
         state = self._wait_or(("gone", self.position.segment), f"{self._path()} is gone", home=True)
         if state is not None or following is None:
@@ -373,17 +382,18 @@ class StreamReader:
         self._bad_before = self.position.next_seq  # what is missing was waited for
         return self._enter(following)
 
-    def _ended_earlier(self) -> bool:
-        """True when the stream's `.end` at home stands before what was read: an old backup of it was put back."""
+    def _ended_earlier(self) -> End | None:
+        """The stream's `.end` at home, if it stands before what was read: an old backup of it was put back."""
         segments = list_segments(self.stream)
         end = read_end(self.stream, segments[-1]) if self._at_home and segments else None
-        if end is None or segments[-1] > self.position.segment or end.last >= self.position.next_seq:
-            return False
-        self._note = (
-            f"{self.stream} ends with seq {end.last}, though seq {self.position.next_seq - 1} was read of it: "
-            "an old backup was restored, or a part was removed"
-        )
-        return True
+        if end is None or segments[-1] > self.position.segment:
+            return None
+        if end.last < self.position.next_seq:
+            self._note = (
+                f"{self.stream} ends with seq {end.last}, though seq {self.position.next_seq - 1} was read of it: "
+                "an old backup was restored, or a part was removed"
+            )
+        return end
 
     def _pruned(self) -> bool:
         """True when the front was removed on purpose, beyond what was read; then its seqs are lost to this reader."""
@@ -411,12 +421,38 @@ class StreamReader:
                 self._bad_before = self.position.next_seq
             self._torn(torn)
             return self._enter(following)
+        tail = self._look_back(path)
+        if tail.healed_at is not None:
+            self.position = self.position._replace(offset=tail.healed_at)
+            return "more"
         end = read_end(self.stream, self.position.segment)
         if end is None:
-            return "waiting"
+            return self._open_end(path, tail.took)
         if end.length < self.position.offset:
             return self._ended_in_damage(end, path, torn)
         return self._ended(end, torn)
+
+    def _look_back(self, path: str) -> Tail:
+        """What became of bad lines at the end that were given up. Looks once at the same bytes, and when nothing comes."""
+        status = os.stat(path)
+        key = (*self.position, status.st_size, status.st_mtime_ns)
+        if self._events:
+            return Tail(None, 0)
+        if self._looked is None or self._looked[0] != key:
+            with open(path, "rb") as file:
+                self._looked = key, look_back(file.fileno(), self.position.offset, self.position.next_seq)
+        return self._looked[1]
+
+    def _open_end(self, path: str, took: int) -> State:
+        """At the end of a stream that has none yet. Elsewhere it may never come, if the bad lines here held it."""
+        if took and not self._at_home:
+            first = self.position.next_seq
+            if self._wait_or(("tail", *self.position), f"{path} ends in bad lines", home=True) is None:
+                self._lost.append(
+                    Lost(first, first + took - 1, "their bytes are damaged at the stream's end")
+                )
+                self.position = self.position._replace(next_seq=first + took)
+        return "waiting"
 
     def _ended_in_damage(self, end: End, path: str, torn: bytes) -> State:
         """Whole lines follow where the `.end` says that the stream ends: damaged ones, or its writer went on."""
@@ -425,7 +461,7 @@ class StreamReader:
             lines = file.read(self.position.offset - end.length).split(b"\n")[:-1]
         if any(has_valid_crc(line) for line in lines):
             return "waiting"  # the end is void
-        took = sum(_events_in(line) for line in lines)
+        took = sum(events_in(line) for line in lines)
         if self.position.next_seq == end.last + 1 and took:
             self._lost.append(
                 Lost(end.last + 1, end.last + took, "their bytes are damaged at the stream's end")
@@ -497,9 +533,3 @@ class StreamReader:
             return "blocked"
         self._suspect = None
         return None
-
-
-def _events_in(line: bytes) -> int:
-    """How many events a damaged line was, as far as it can be told: a lost newline makes one of two."""
-    seals = any(mark in line for mark in (b'{"seal":', b'"sha256":"', b'"closed":'))
-    return max(1, line.count(b'"crc":"')) - seals

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolagent.format import durable
@@ -37,11 +38,14 @@ class Segment:
     """An open segment that only this object changes.
 
     `append` either writes the whole line or leaves the file as it was (`broken` is set when even that failed:
-    then nothing more goes into this file). All methods raise OSError.
+    then nothing more goes into this file). A whole line is never taken back. All methods raise OSError.
     """
 
     __slots__ = (
+        "_doubted",
         "_sha",
+        "_sync_lock",
+        "_synced",
         "_unhashed",
         "_unhashed_from",
         "broken",
@@ -60,6 +64,11 @@ class Segment:
         self.created_ns = created_ns
         self.size = 0
         self.broken = False
+        self._sync_lock = threading.RLock()  # a signal handler may flush in the middle of it
+        self._synced = 0
+        """Bytes that are on disk for sure."""
+        self._doubted = False
+        """An fsync has failed: from now on it says nothing about the bytes that it was called for."""
         self._sha = _sha256()
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
@@ -97,10 +106,13 @@ class Segment:
             written = durable.append(self.fd, line)
             if written != len(line):
                 _short_write(self.path)
-        except BaseException:
+        except BaseException as error:
             # Also a KeyboardInterrupt lands here, perhaps after the write: the file's length tells.
-            if self._reconcile(len(line)):
+            is_whole = self._reconcile(len(line), error)
+            if is_whole:
                 self._count(line)
+            if is_whole and isinstance(error, OSError):
+                return  # a reader may have it already
             raise
         self.size += written
         self._unhashed.append(line)
@@ -111,10 +123,16 @@ class Segment:
         self.size += len(line)
         self._unhashed.append(line)
 
-    def _reconcile(self, length: int) -> bool:
+    def _reconcile(self, length: int, error: BaseException) -> bool:
         """True when a line of `length` bytes was wholly written all the same; else cuts the file back."""
         try:
             actual = os.fstat(self.fd).st_size
+        except OSError:
+            self.broken = True
+            return not isinstance(
+                error, OSError
+            )  # a refused write wrote nothing; an interrupted one may have
+        try:
             if actual == self.size + length:
                 return True
             if actual != self.size:
@@ -123,11 +141,41 @@ class Segment:
             self.broken = True
         return False
 
-    def undo(self, size: int) -> None:
-        """Cuts back to `size`, a line's end: for a line whose fsync failed. The file takes no more lines."""
-        self.broken = True
-        durable.truncate(self.fd, size, self.path)
-        self.size = size
+    def sync(self, last: bytes = b"") -> None:
+        """Makes what was appended so far durable. `last`: the bytes at the end, where they are at hand.
+
+        Once an fsync has failed the kernel takes the bytes for written, and only a new write makes it try again: so
+        they are written a second time, to the same place. They stay, whatever happens: a reader may have them.
+        """
+        with self._sync_lock:  # the keeper may be here, too, and the kernel tells of an error once
+            if not self._doubted:
+                try:
+                    size = self.size
+                    durable.fsync_fd(self.fd, self.path)
+                except OSError:
+                    self._doubted = True
+            if self._doubted:
+                size = self.size
+                self._write_again(size, last)
+            self._synced = size
+            self._doubted = self._doubted and size != self.size  # what came meanwhile is as doubtful
+
+    def _write_again(self, size: int, last: bytes) -> None:
+        count = size - self._synced
+        front = max(0, count - len(last))
+        data = os.pread(self.fd, front, self._synced) + last[len(last) - (count - front) :]
+        lines = data.split(b"\n")
+        if len(data) != count or lines.pop() or not all(map(has_valid_crc, lines)):
+            raise OSError(errno.EIO, "what was written cannot be read back", self.path)
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # ours writes to the end only
+        try:
+            if not os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
+                raise OSError(errno.ESTALE, "another file has its name", self.path)
+            os.lseek(fd, self._synced, os.SEEK_SET)
+            durable.write_all(fd, data, self.path)
+            durable.fsync_fd(fd, self.path)
+        finally:
+            os.close(fd)
 
     def _hash(self) -> None:
         self._sha.update(b"".join(self._unhashed))
@@ -137,13 +185,17 @@ class Segment:
     def sha256(self) -> str:
         """The hash of all bytes in the file."""
         if self.broken:  # what is in it is only known by reading
-            with open(self.path, "rb") as file:
-                digest = _sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-                return digest.hexdigest()
+            with contextlib.suppress(OSError):  # unreadable: then what should be in it has to do
+                return self._sha256_read()
         self._hash()
         return self._sha.hexdigest()
+
+    def _sha256_read(self) -> str:
+        digest = _sha256()
+        with open(self.path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def seal(self, last_seq: int, *, closed: bool) -> None:
         """Writes the seal."""

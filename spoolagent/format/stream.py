@@ -75,7 +75,9 @@ class StreamWriter:
         "_deferred",
         "_dir",
         "_dirty",
+        "_doubts",
         "_fast",
+        "_fresh_at",
         "_gap",
         "_limit",
         "_live",
@@ -148,6 +150,10 @@ class StreamWriter:
         self._dir = layout.run_dir(self.spool, self.site, self.run)
         self._retired: list[Segment] = []
         self._dirty = False
+        """Something was appended that may not be durable yet."""
+        self._doubts = False
+        """It was told that the disk does not sync."""
+        self._fresh_at = 0.0
         self._unnamed: set[str] = set()
         """Directories in which names that we made may not be durable yet."""
         self._gap: _Gap | None = None
@@ -243,28 +249,42 @@ class StreamWriter:
                 self._count_drop(orjson.loads(body)["time"])
                 return
         line = seal(b'{"seq":%d,%b' % (self.seq + 1, body[1:-1]))
-        before = segment.size
         try:
-            segment.append(line)
-            if self.options.durability == "always":
-                self._sync_line(segment, before)
+            self._append_next(segment, line)
         except OSError as error:
             self._failed(error)
             self._count_drop(orjson.loads(body)["time"])
             return
-        except BaseException:
-            if segment.size > before:
-                self.seq += 1
-            raise
-        self.seq += 1
-        self._dirty = True
+        if self.options.durability == "always":
+            self._sync_line(segment, line)
 
-    def _sync_line(self, segment: Segment, before: int) -> None:
+    def _append_next(self, segment: Segment, line: bytes) -> None:
+        """Appends the line of the next seq. Written whole, it has that seq, whatever else happens."""
+        before, seq = segment.size, self.seq + 1
         try:
-            durable.fsync_fd(segment.fd, segment.path)
-        except OSError:
-            segment.undo(before)
-            raise
+            segment.append(line)
+        finally:
+            if segment.size > before:
+                self.seq = seq
+                self._dirty = True
+
+    def _sync_line(self, segment: Segment, line: bytes) -> None:
+        try:
+            segment.sync(line)
+        except OSError as error:
+            self._sync_failed(segment, error)
+        else:
+            self._dirty = False
+
+    def _sync_failed(self, segment: Segment, error: OSError) -> None:
+        """What is written stays, and is synced again each second; the next event begins a new segment, seldom enough."""
+        self._dirty = True
+        self._doubt(error)
+        now = time.monotonic()
+        if now >= self._fresh_at:
+            self._fresh_at = now + _RETRY_S
+            segment.broken = True
+            self._fast = None
 
     # -- opening, rotating, failing ------------------------------------------------------------------------
 
@@ -327,14 +347,21 @@ class StreamWriter:
             segment = Segment(hidden, 1, self._origin, None, time.time_ns())
             start = {"seq": 1, "time": self._born_ns, "type": "run_start", **self._start()}
             segment.append(encode_line(start))
-            durable.fsync_fd(segment.fd, segment.path)
+            segment.sync()
             durable.fsync_dir(hidden)
             durable.rename(hidden, final)
         except BaseException as error:
-            if not (isinstance(error, OSError) and held and segment and os.path.isdir(final)):
+            if not (held and segment and os.path.isdir(final)):
                 self._give_up(hidden, held, segment)
                 raise
             self._unnamed.add(self._dir_of_run())  # it is in view; only that was not made durable
+            self._take_up(held, segment, final)
+            if not isinstance(error, OSError):
+                raise
+        else:
+            self._take_up(held, segment, final)
+
+    def _take_up(self, held: live.Live, segment: Segment, final: str) -> None:
         held.published(final)
         segment.path = os.path.join(final, os.path.basename(segment.path))
         self._dir, self._live, self._segment, self.seq = final, held, segment, 1
@@ -362,8 +389,8 @@ class StreamWriter:
         if not segment.broken:
             segment.seal(self.seq, closed=False)
         prev = segment.sha256()
-        self._retired.append(segment)
         self._segment = None
+        self._retired.append(segment)
         self._next_segment(prev)
 
     def _next_segment(self, prev: str | None) -> None:
@@ -377,10 +404,11 @@ class StreamWriter:
         assert self._segment is not None
         fields = {"dropped": gap.dropped, "from": gap.first_ns, "to": gap.last_ns, "reason": gap.reason}
         event = {"seq": self.seq + 1, "time": time.time_ns(), "type": "gap", **fields}
-        self._segment.append(encode_line(event))
-        self.seq += 1
-        self._gap = None
-        self._dirty = True
+        try:
+            self._append_next(self._segment, encode_line(event))
+        finally:
+            if self.seq == event["seq"]:
+                self._gap = None
 
     def _failed(self, error: OSError) -> None:
         self._reason = error.strerror or str(error)
@@ -391,6 +419,14 @@ class StreamWriter:
             self._warned = True
             self._warn(
                 f"cannot write to the spool ({message}). Training goes on, events are dropped and counted."
+            )
+
+    def _doubt(self, error: OSError) -> None:
+        if not self._doubts:
+            self._doubts = True
+            self._warn(
+                f"what was logged is written, but the disk does not sync it ({error.filename or self._dir}: "
+                f"{error.strerror or error}): a power cut may lose it. Training goes on, it is tried again."
             )
 
     def _count_drop(self, at_ns: int) -> None:
@@ -425,16 +461,22 @@ class StreamWriter:
     def tick(self) -> None:
         """Called each second by the keeper's thread: fsync, LIVE, rotation by age."""
         try:
+            self._sync_quietly()
             self._rotate_by_age()
-            if self.options.durability in ("interval", "queued"):
-                self.sync()
-            else:
-                self._finish_full()
             if time.monotonic() >= self._renew_at and self._live is not None:
                 self._renew_at = time.monotonic() + live.RENEW_S
                 self._live.renew()
         except OSError as error:
             self._failed(error)
+
+    def _sync_quietly(self) -> None:
+        try:
+            if self.options.durability == "process":
+                self._finish_full()
+            else:
+                self.sync()
+        except OSError as error:
+            self._doubt(error)
 
     def _rotate_by_age(self) -> None:
         with self._lock:
@@ -446,7 +488,7 @@ class StreamWriter:
                 self._rotate()
 
     def sync(self) -> None:
-        """Makes what was appended so far durable. Raises OSError; then a new segment is begun."""
+        """Makes what was appended so far durable. Raises OSError; then it stays, and is tried again later."""
         with (
             self._sync_lock
         ):  # the keeper and a flush() may be here at once; only in here are segments closed
@@ -456,10 +498,9 @@ class StreamWriter:
             failed = self._finish_retired(full)
             if dirty and segment is not None:
                 try:
-                    durable.fsync_fd(segment.fd, segment.path)
+                    segment.sync()
                 except OSError as error:
-                    segment.broken = True  # what the kernel still holds of it is unknown
-                    self._fast = None
+                    self._sync_failed(segment, error)
                     failed = error
             self._sync_names()
         if failed is not None:
@@ -484,7 +525,7 @@ class StreamWriter:
             with self._lock:
                 segment = self._retired.pop(0)
             try:
-                durable.fsync_fd(segment.fd, segment.path)
+                segment.sync()
             except OSError as error:
                 failed = error
             finally:
@@ -495,7 +536,7 @@ class StreamWriter:
         with self._sync_lock:
             failed = self._finish_retired(len(self._retired))
         if failed is not None:
-            self._failed(failed)
+            raise failed
 
     def _close_retired(self) -> None:
         with self._lock:
@@ -510,7 +551,7 @@ class StreamWriter:
         try:
             self.sync()
         except OSError as error:
-            self._failed(error)
+            self._doubt(error)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -543,7 +584,7 @@ class StreamWriter:
                     self._dirty = self._segment is not None
                     self.sync()
             except OSError as error:
-                self._failed(error)
+                self._doubt(error)
             if self._segment is not None:
                 os.close(self._segment.fd)
                 self._segment = None

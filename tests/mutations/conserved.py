@@ -62,7 +62,7 @@ MUTATIONS = (
         "always-without-fsync",
         'durability "always" returns before the fsync',
         FORMAT,
-        "self._sync_line(segment, before)",
+        "self._sync_line(segment, line)",
         "pass",
         ("test_stream_writer.py::test_always_syncs_before_it_returns_and_process_does_not",),
     ),
@@ -136,12 +136,14 @@ MUTATIONS = (
         "sync-without-fsync",
         "the writer's sync leaves out what was appended last",
         FORMAT,
-        "                    durable.fsync_fd(segment.fd, segment.path)\n"
+        "                    segment.sync()\n"
         "                except OSError as error:\n"
-        "                    segment.broken = True",
+        "                    self._sync_failed(segment, error)\n"
+        "                    failed = error",
         "                    pass\n"
         "                except OSError as error:\n"
-        "                    segment.broken = True",
+        "                    self._sync_failed(segment, error)\n"
+        "                    failed = error",
         ("test_fsync_order.py::test_a_sync_makes_every_segment_and_its_name_durable",),
     ),
     Mutation(
@@ -149,7 +151,7 @@ MUTATIONS = (
         "full-segment-without-fsync",
         "the writer closes a full segment without an fsync",
         FORMAT,
-        "                durable.fsync_fd(segment.fd, segment.path)\n"
+        "                segment.sync()\n"
         "            except OSError as error:\n"
         "                failed = error\n"
         "            finally:\n",
