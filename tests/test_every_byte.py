@@ -29,6 +29,8 @@ import pytest
 import shipping_help
 from cli_help import forked
 from plain_reader import read_stream
+from report_facts import counted
+from sizes import EVERY_BYTE as EVERY
 from spool_help import make_writer, write_metrics
 from tb_help import event_files, records, without_fsync
 from test_worker import Agent, Crash, simple
@@ -48,7 +50,7 @@ from spoolagent.serving.status import read_status
 from spoolagent.serving.store import Store, target_dir
 from spoolagent.testing import MemoryReceiver
 
-EVERY = bool(os.environ.get("SPOOLAGENT_EVERY_BYTE"))
+pytestmark = pytest.mark.bytes
 
 
 @pytest.fixture
@@ -152,13 +154,20 @@ def work(spool, receiver):
     Agent(spool, receiver, max_events=3, patience_s=5.0).run(passes=60)
 
 
+class Patient(Agent):
+    """An hour goes by at each wait: also what a server waits a day for is given up."""
+
+    def wait(self, timeout_s):
+        super().wait(3600.0)
+
+
 def test_a_segment_through_the_worker(place):
     hurt = Hurt(place)
     assert len(hurt.segments) >= 3
     seen = {"lost": 0, "waited": 0, "bad": 0}
     for path in hurt.segments:
         whole, is_last = read(path), path == hurt.segments[-1]
-        for kind, at, damaged in damages(whole, 11):
+        for kind, at, damaged in counted("a segment, through the worker", damages(whole, 11)):
             hurt.forget()
             write(path, damaged)
             receiver, why = MemoryReceiver(), (os.path.basename(path), kind, at)
@@ -194,7 +203,7 @@ def test_a_segment_that_was_cut_is_ended_and_counted(place):
     hurt = Hurt(place)
     path = hurt.segments[-1]
     whole = read(path)
-    for at in sampled(len(whole), 9):
+    for at in counted("a last segment that was cut", sampled(len(whole), 9)):
         hurt.forget()
         write(path, whole[:at])
         end_dead_stream(hurt.folder, DeathWatch())
@@ -212,7 +221,7 @@ def test_a_segment_through_ship(place):
     refused = 0
     for path in hurt.segments:
         whole = read(path)
-        for kind, at, damaged in damages(whole, 131):
+        for kind, at, damaged in counted("a segment, through ship", damages(whole, 131)):
             hurt.forget()
             shutil.rmtree(away, ignore_errors=True)
             write(path, damaged)
@@ -225,7 +234,12 @@ def test_a_segment_through_ship(place):
             again = shipping_help.ship_once(home, away, patience_s=0.0)
             work(away, receiver)
             left, lost, _ = conserved(hurt, away, receiver, why)
-            assert not left or again.exit_code != 0 or again.complete < again.streams, (why, left, lost)
+            if left and again.exit_code == 0 and again.complete == again.streams:
+                # A bad line was given up, but what became of the seq in it is not known without the seal that was
+                # glued to it. The bytes that came since are behind the cursor.
+                Patient(away, receiver, max_events=3, patience_s=5.0).run(passes=60)
+                left, lost, _ = conserved(hurt, away, receiver, why)
+                assert left == [] and len(lost) == 1, (why, left, lost)
             refused += report.exit_code != 0 or report.complete < report.streams or bool(waits)
         write(path, whole)
     assert refused > 10
@@ -239,7 +253,8 @@ def test_any_damage_to_pruned_json(place):
     os.unlink(hurt.segments[0])
     path = os.path.join(hurt.folder, layout.PRUNED_FILE)
     whole = encode_line({"through": second - 1, "prev": prev, "time": 7})
-    for number, (kind, at, damaged) in enumerate([("whole", 0, whole), *damages(whole)], 7):
+    tried = counted("pruned.json", [("whole", 0, whole), *damages(whole)])
+    for number, (kind, at, damaged) in enumerate(tried, 7):
         hurt.forget()
         write(path, damaged)
         receiver = MemoryReceiver()
@@ -688,13 +703,13 @@ def scalars(path):
 def test_a_damaged_event_file(place):
     half = Half(place, "tensorboard", "tfevents")
     later = [(step, "loss", step / 8) for step in range(6, 12)]
-    for at in sampled(len(half.half), 7):
+    for at in counted("an event file, cut", sampled(len(half.half), 7)):
         files = half.after(half.half[:at])
         assert files[0] == half.file and len(files) == 2, at
         assert read(half.file) == half.half[:at], "what is there is left alone"
         assert event_files(os.path.dirname(half.file)) == files, "the new one comes later"
         assert scalars(files[1]) == later
-    for at in sampled(len(half.half), 23):
+    for at in counted("an event file, flipped", sampled(len(half.half), 23)):
         assert half.after(flip(half.half, at)) == [half.file]
         assert read(half.file) == flip(half.whole, at)
 
@@ -702,12 +717,12 @@ def test_a_damaged_event_file(place):
 def test_a_damaged_wandb_log(place):
     half = Half(place, "wandb:offline", ".wandb")
     first = half.file
-    for at in sampled(len(half.half), 31):
+    for at in counted("a .wandb log, cut", sampled(len(half.half), 31)):
         files = [path for path in half.after(half.half[:at]) if path != first]
         assert read(first) == half.half[:at], "what is there is left alone"
         assert len(files) == 1, (at, files)
         rows = [(row["_step"], row["loss"]) for row in rows_of(read_records(files[0])) if "loss" in row]
         assert rows == [(step, step / 8) for step in range(5, 12)], (at, rows)  # 5 was open yet
-    for at in sampled(len(half.half), 97):
+    for at in counted("a .wandb log, flipped", sampled(len(half.half), 97)):
         assert half.after(flip(half.half, at)) == [first]
         assert read(first) == flip(half.whole, at)

@@ -485,6 +485,7 @@ def make(spool, what):
     subprocess.run(command, env=clean_env(), check=True, timeout=3000)
 
 
+@pytest.mark.figures
 def test_memory_and_open_files_do_not_grow_with_what_waits(in_memory, capsys):
     found = {}
     for count in (100_000, WAITING):
@@ -524,6 +525,7 @@ def cpu_s(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.figures
 def test_memory_and_open_files_do_not_grow_with_the_streams(in_memory, capsys):
     """A server's spool, half of its streams open; then one new event, which must not wait for the others."""
     found = {}
