@@ -232,6 +232,24 @@ CASES["a_full_disk_under_a_writer"] = (
     ],
 )
 
+# EACCES in the target itself was taken for that of a directory above it.
+CASES["a_site_whose_name_the_target_could_not_fsync_is_not_shipped"] = (
+    {"clients": 2, "receivers": ["home", "jsonl"], "remote": False, "batch": 3, "seed": 333965491},
+    [
+        ["ship", 34199, 51575, 27705, 28457, 36142],
+        ["work", 28884, 58523, 53456, 1710, 47249],
+        ["append", 42423, 7065, 420, 59167, 12895],
+        ["ship", 38660, 38286, 11145, 8639, 17013],
+        ["ship", 52807, 39852, 40258, 11696, 52815],
+        ["fault", 3077, 49444, 31014, 61159, 53681],
+        ["work", 8073, 1905, 50343, 14162, 32693],
+        ["fault", 58310, 38907, 47355, 4644, 25646],
+        ["start", 18982, 62170, 27339, 59788, 58652],
+        ["append", 41577, 21081, 19065, 3792, 60002],
+        ["ship", 17792, 2036, 33343, 49129, 51619],
+    ],
+)
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_schedule(name):

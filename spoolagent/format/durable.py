@@ -77,12 +77,9 @@ def make_dirs(path: str) -> None:
         try:
             fsync_dir(parent or ".")
         except OSError as error:
-            if error.errno not in (
-                errno.EACCES,
-                errno.EPERM,
-                errno.EINVAL,
-            ):  # above the spool; not a real one
-                raise
+            above = _status(parent or ".")
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL) or (above and _is_ours(above)):
+                raise  # what is not ours, above the spool, need not let itself be fsynced
     if (made := _status(path)) is not None:
         if len(_sure) >= _SURE_MOST:
             _sure.clear()
