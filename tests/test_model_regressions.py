@@ -250,6 +250,28 @@ CASES["a_site_whose_name_the_target_could_not_fsync_is_not_shipped"] = (
     ],
 )
 
+# The model took it for killed.
+CASES["a_run_end_in_the_file_counts_though_its_writer_was_killed_in_its_fsync"] = (
+    {"clients": 1, "receivers": ["home", "jsonl", "model"], "remote": False, "batch": 3, "seed": 795461766},
+    [
+        ["work", 39198, 3467, 52518, 39294, 40271],
+        ["append", 38146, 8455, 43097, 26617, 42355],
+        ["ship", 17888, 21591, 25498, 4854, 60934],
+        ["work", 22205, 26637, 9578, 15767, 61106],
+        ["ship", 38319, 18220, 17072, 17621, 7020],
+        ["work", 30578, 31311, 30423, 48122, 1743],
+        ["sync", 18666, 13629, 32098, 14023, 25015],
+        ["append", 21080, 25403, 63480, 60961, 63101],
+        ["kill", 36532, 33606, 53131, 29253, 8193],
+        ["fault", 25845, 27778, 29768, 32073, 4306],
+        ["sync", 38703, 51892, 54917, 42525, 6490],
+        ["close", 15837, 33054, 7876, 54287, 11585],
+        ["append", 44019, 56389, 15996, 1189, 7261],
+        ["start", 17200, 8133, 63851, 8024, 56931],
+        ["kill", 8806, 14227, 886, 12583, 42814],
+    ],
+)
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_schedule(name):
