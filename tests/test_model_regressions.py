@@ -272,6 +272,31 @@ CASES["a_run_end_in_the_file_counts_though_its_writer_was_killed_in_its_fsync"] 
     ],
 )
 
+# It was cut away after the shipper had read it: its seq came back with another event, which was a fork.
+CASES["a_line_whose_fsync_failed_stays"] = (
+    {"clients": 2, "receivers": ["model"], "remote": False, "batch": 1, "seed": 403399546},
+    [
+        ["append", 8976, 52451, 26905, 12191, 18735],
+        ["full", 18776, 59247, 42084, 18561, 52143],
+        ["start", 18631, 64904, 29600, 33690, 25191],
+        ["work", 1214, 29895, 27547, 56088, 39539],
+        ["start", 50714, 29429, 21085, 1193, 37915],
+        ["ship", 44897, 35440, 51280, 24896, 46634],
+        ["start", 48735, 4701, 56981, 55012, 7919],
+        ["fault", 1946, 39398, 35211, 56147, 4183],
+        ["work", 33756, 6202, 36035, 27911, 13019],
+        ["ship", 3586, 33901, 44665, 36586, 47493],
+        ["append", 26102, 9708, 39999, 22003, 3026],
+        ["fault", 41850, 2208, 64972, 59877, 36653],
+        ["full", 29069, 38268, 41508, 18564, 16508],
+        ["copy", 35313, 36932, 57721, 52407, 51402],
+        ["work", 51724, 8927, 37454, 46256, 1366],
+        ["ship", 45720, 56626, 47019, 42991, 34993],
+        ["append", 50850, 28897, 45803, 44765, 36136],
+        ["ship", 37160, 32958, 55542, 51716, 38794],
+    ],
+)
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_schedule(name):

@@ -1,5 +1,6 @@
 """The stream writer: format on disk, rotation, failures of the disk, threads, forks, signals."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -165,7 +166,8 @@ def test_a_line_that_cannot_be_cut_back_begins_a_new_segment(tmp_path, monkeypat
     assert end == "closed" and [e["type"] for e in events[3:]] == ["gap", "metrics"]
 
 
-def test_a_failed_fsync_consumes_no_seq(tmp_path, fault):
+def test_a_line_whose_fsync_failed_keeps_its_seq_and_is_in_the_gap(tmp_path, fault):
+    """A reader may have it already: cut away, its seq would come back with another event."""
     writer = make_writer(tmp_path / "s", durability="always", warn=lambda _: None)
     write_metrics(writer, 1)
     failed = []
@@ -180,8 +182,11 @@ def test_a_failed_fsync_consumes_no_seq(tmp_path, fault):
     fault(None)
     writer.close()
     events, _ = only(tmp_path / "s")
-    assert [e["type"] for e in events] == ["run_start", "metrics", "gap", "metrics"]
-    assert [e.get("step") for e in events] == [None, 0, None, 2]
+    assert [e["type"] for e in events] == ["run_start", "metrics", "metrics", "gap", "metrics"]
+    assert [e.get("step") for e in events] == [None, 0, 1, None, 2]
+    assert events[3]["dropped"] == 1 == writer.dropped
+    key = next(layout.iter_streams(str(tmp_path / "s")))  # no more lines went into that file
+    assert layout.list_segments(layout.stream_dir(str(tmp_path / "s"), key)) == [1, 4]
 
 
 def test_an_unwritable_spool_never_raises_and_recovers(tmp_path, fault, monkeypatch):
@@ -198,7 +203,9 @@ def test_an_unwritable_spool_never_raises_and_recovers(tmp_path, fault, monkeypa
     assert [e["type"] for e in events] == ["run_start", "gap", "metrics"] and events[1]["dropped"] == 3
 
 
-def test_interrupt_between_write_and_bookkeeping_keeps_seqs_right(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_interrupt_between_write_and_bookkeeping_keeps_seqs_right(tmp_path, monkeypatch, error):
+    """TimeoutError is what a signal handler raises, and an OSError."""
     writer = make_writer(tmp_path / "s")
     write_metrics(writer, 1)
     real, state = os.write, {"n": 0}
@@ -207,15 +214,17 @@ def test_interrupt_between_write_and_bookkeeping_keeps_seqs_right(tmp_path, monk
         written = real(fd, data)
         state["n"] += 1
         if state["n"] == 1:
-            raise KeyboardInterrupt
+            raise error
         return written
 
     monkeypatch.setattr("spoolagent.format.durable.append", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         write_metrics(writer, 1, 1)
     write_metrics(writer, 1, 2)
     writer.close()
-    assert [e.get("step") for e in only(tmp_path / "s")[0]] == [None, 0, 1, 2]
+    events = only(tmp_path / "s")[0]
+    assert [e["step"] for e in events if e["type"] == "metrics"] == [0, 1, 2]
+    assert [e["seq"] for e in events] == list(range(1, len(events) + 1))
 
 
 def test_a_signal_handler_may_log_in_the_middle_of_a_call(tmp_path, monkeypatch):

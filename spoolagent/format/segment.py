@@ -123,12 +123,6 @@ class Segment:
             self.broken = True
         return False
 
-    def undo(self, size: int) -> None:
-        """Cuts back to `size`, a line's end: for a line whose fsync failed. The file takes no more lines."""
-        self.broken = True
-        durable.truncate(self.fd, size, self.path)
-        self.size = size
-
     def _hash(self) -> None:
         self._sha.update(b"".join(self._unhashed))
         self._unhashed.clear()

@@ -125,7 +125,7 @@ class StreamWriter:
         self.role, self.attempt, self.launch = role, attempt, launch
         self.options = options
         self.dropped = 0
-        """Events that could not be written in this process, so far."""
+        """Events that could not be written (or with `always` not fsynced) in this process, so far."""
         self._start = start
         self._warn = warn
         self._reset()
@@ -189,12 +189,14 @@ class StreamWriter:
                 if self._deferred:
                     self._write_deferred()
             except OSError as error:
+                if segment.size > before:
+                    self.seq = seq  # a signal handler's TimeoutError, just after the write
                 self._failed(error)
                 self._count_drop(time.time_ns())
             except BaseException:
                 self._fast = None
                 if segment.size > before:
-                    self.seq = seq  # a KeyboardInterrupt, just after the write
+                    self.seq = max(self.seq, seq)  # a KeyboardInterrupt, just after the write
                 raise
             finally:
                 self._busy = False
@@ -247,23 +249,20 @@ class StreamWriter:
         try:
             segment.append(line)
             if self.options.durability == "always":
-                self._sync_line(segment, before)
+                self._sync_line(segment)
         except OSError as error:
             self._failed(error)
             self._count_drop(orjson.loads(body)["time"])
-            return
-        except BaseException:
-            if segment.size > before:
+        finally:
+            if segment.size > before:  # a whole line keeps its seq, whatever came then: it may have been read
                 self.seq += 1
-            raise
-        self.seq += 1
-        self._dirty = True
+                self._dirty = True
 
-    def _sync_line(self, segment: Segment, before: int) -> None:
+    def _sync_line(self, segment: Segment) -> None:
         try:
             durable.fsync_fd(segment.fd, segment.path)
         except OSError:
-            segment.undo(before)
+            segment.broken = True  # what the kernel still holds of it is unknown
             raise
 
     # -- opening, rotating, failing ------------------------------------------------------------------------
@@ -377,10 +376,14 @@ class StreamWriter:
         assert self._segment is not None
         fields = {"dropped": gap.dropped, "from": gap.first_ns, "to": gap.last_ns, "reason": gap.reason}
         event = {"seq": self.seq + 1, "time": time.time_ns(), "type": "gap", **fields}
-        self._segment.append(encode_line(event))
-        self.seq += 1
-        self._gap = None
-        self._dirty = True
+        before = self._segment.size
+        try:
+            self._segment.append(encode_line(event))
+        finally:
+            if self._segment.size > before:
+                self.seq += 1
+                self._gap = None
+                self._dirty = True
 
     def _failed(self, error: OSError) -> None:
         self._reason = error.strerror or str(error)

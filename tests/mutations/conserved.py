@@ -62,7 +62,7 @@ MUTATIONS = (
         "always-without-fsync",
         'durability "always" returns before the fsync',
         FORMAT,
-        "self._sync_line(segment, before)",
+        "self._sync_line(segment)",
         "pass",
         ("test_stream_writer.py::test_always_syncs_before_it_returns_and_process_does_not",),
     ),
