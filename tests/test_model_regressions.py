@@ -297,6 +297,17 @@ CASES["a_line_whose_fsync_failed_stays"] = (
     ],
 )
 
+# Nobody wrote its .end: the header says where it was born. The run ran for ever.
+CASES["a_killed_stream_is_ended_though_its_only_header_is_damaged"] = (
+    {"clients": 2, "receivers": ["home", "model", "tb"], "remote": False, "batch": 4, "seed": 176648815},
+    [
+        ["append", 29638, 11432, 62755, 1267, 31648],
+        ["work", 50169, 44840, 14824, 25083, 11357],
+        ["kill", 59654, 10034, 45896, 23792, 46913],
+        ["flip", 52848, 1178, 17234, 53176, 31675],
+    ],
+)
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_schedule(name):
