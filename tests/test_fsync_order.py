@@ -127,6 +127,21 @@ def test_a_directory_of_ours_whose_parent_cannot_be_fsynced_is_not_taken_for_dur
     durable.make_dirs(str(path))
 
 
+def test_a_directory_that_is_named_by_a_descriptor_has_no_parent_to_fsync(tmp_path, seen, monkeypatch):
+    """So a shipper names its target; a new process asked the kernel to fsync /proc/self/fd."""
+    monkeypatch.setattr(durable, "_sure", set())
+    spool = tmp_path / "spool"
+    spool.mkdir(mode=0o700)
+    fd = os.open(spool, os.O_RDONLY)
+    try:
+        durable.make_dirs(f"/proc/self/fd/{fd}/sites/a")
+    finally:
+        os.close(fd)
+    assert (spool / "sites" / "a").is_dir()
+    root = f"/proc/self/fd/{fd}"
+    assert [path for operation, path in seen if operation == "fsync"] == [root, f"{root}/sites"]
+
+
 def test_a_directory_above_the_spool_may_refuse_its_fsync(tmp_path):
     path = tmp_path / "others" / "spool"
     path.parent.mkdir(mode=0o755)

@@ -65,6 +65,8 @@ def make_dirs(path: str) -> None:
     found = _status(path)
     if found is not None and ((found.st_dev, found.st_ino) in _sure or not _is_ours(found)):
         return
+    if os.path.islink(path):  # also /proc/self/fd/7: what it names has another directory above it
+        return
     parent = os.path.dirname(path)
     if parent and parent != path:
         make_dirs(parent)
