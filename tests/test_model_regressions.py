@@ -346,6 +346,22 @@ CASES["a_process_that_knows_nothing_yet_fsyncs_nothing_outside_of_the_target"] =
 )
 
 
+# A stream whose end stood before what was read of it was waited for again and again, though nothing of it was missing.
+CASES["an_ended_stream_of_which_a_part_was_removed_comes_to_rest"] = (
+    {"clients": 1, "receivers": ["home"], "remote": False, "batch": 3, "seed": 646808690},
+    [
+        ["start", 25693, 12837, 48010, 10501, 19803],
+        ["close", 22732, 1556, 31559, 53248, 35448],
+        ["move", 60848, 40202, 64212, 65195, 53174],
+        ["append", 58218, 60276, 5275, 50478, 51079],
+        ["kill", 32444, 56341, 49518, 56560, 62767],
+        ["append", 14168, 32701, 50206, 29702, 63662],
+        ["work", 12891, 60898, 23376, 5053, 32508],
+        ["remove", 59577, 5189, 43895, 33775, 5772],
+    ],
+)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_schedule(name):
     play(*CASES[name])

@@ -471,14 +471,13 @@ class StreamReader:
         return "dead"
 
     def _ended(self, end: End, torn: bytes) -> State:
-        if end.length > self.position.offset or end.last >= self.position.next_seq:
+        if end.last >= self.position.next_seq:  # else only a seal is missing: nothing to wait for
             why = f"{self._path()} ends at byte {self.position.offset}, its .end says {end.length}"
             state = self._wait_or(("short", self.position.offset), why, home=True)
             if state is not None:
                 return state
-            if end.last >= self.position.next_seq:
-                self._lost.append(Lost(self.position.next_seq, end.last, "missing before the stream's end"))
-                self.position = self.position._replace(next_seq=end.last + 1)
+            self._lost.append(Lost(self.position.next_seq, end.last, "missing before the stream's end"))
+            self.position = self.position._replace(next_seq=end.last + 1)
         self._torn(torn)
         return "dead"
 
