@@ -4,15 +4,18 @@ An action is a list: a name and integers, which are taken modulo what there is. 
 schedule again, and a failing one can be made smaller.
 """
 
+import itertools
 import os
 import random
 import shutil
 
+import schedule_help
 from model_journal import lines_hit
 from model_process import HINTS
 from model_receivers import FILE_MOODS, MOODS
 
 from spoolagent.format.layout import list_segments, segment_name, stream_dir
+from spoolagent.serving.dead_letters import Choice, mark
 
 SITES, RUNS = ("site-a", "site-b"), ("run-1", "run-2")
 DURABILITIES = ("process", "interval", "always")
@@ -42,10 +45,18 @@ WEIGHTS = {
     "restore": 1,
     "copy": 1,
     "reship": 2,
+    "prune": 3,
+    "retry": 2,
     "mood": 7,
     "clock": 5,
     "jump": 1,
 }
+REWINDS = False
+"""True: a receiver's cursors are put back to an earlier commit, as from a backup. See `do_rewind`."""
+REWOUND = ("model", "home")
+"""The receivers to which that is done."""
+if REWINDS:
+    WEIGHTS |= {"snapshot": 4, "rewind": 4}
 PLAIN = ("start", "append", "sync", "tick", "close", "ship", "work")
 
 
@@ -389,6 +400,38 @@ class Actions:
         world.damage += 1
         world.files.sync_tree(world.server_root)
         world.server_touched = True
+        for (
+            record
+        ) in world.records.values():  # nobody has them any more, if the backup is older than the prune
+            record.destroyed_there.update(range(1, record.pruned + 1))
+
+    def do_prune(self, client, which, most, *_):
+        """Removes full segments at home that the server has on its disk and that no receiver at home still wants."""
+        world = self.world
+        spool = pick(world.spools, client)
+        found = pick(world.segments(spool), which)
+        if found is None or found[0] not in world.records:
+            return
+        key, record = found[0], world.records[found[0]]
+        count, firsts = 0, list_segments(stream_dir(spool, key))
+        for first, following in itertools.pairwise(firsts):
+            wanted = "home" in world.cursors and record.client == 0
+            if wanted and world.cursors["home"].get(key, 1) < following:
+                break
+            if not self._is_safe_there(spool, key, segment_name(first)):
+                break
+            count += 1
+        if count:
+            record.pruned = schedule_help.prune(stream_dir(spool, key), 1 + most % count)
+            world.stats["pruned"] += 1
+
+    def _is_safe_there(self, spool, key, name):
+        source, target = stream_dir(spool, key), stream_dir(self.world.server, key)
+        if not os.path.exists(os.path.join(target, name)):
+            return False
+        with open(os.path.join(source, name), "rb") as ours, open(os.path.join(target, name), "rb") as theirs:
+            content = ours.read()
+            return content == theirs.read() == self.world.files.durable(target, name)
 
     def do_copy(self, client, *_):
         """A copy of a client's spool, as on a disk that is carried."""
@@ -413,6 +456,49 @@ class Actions:
         known = FILE_MOODS if name in ("jsonl", "tb") else MOODS
         chosen = [known[number % len(known)] for number in numbers[: 1 + numbers[-1] % 4]]
         self.world.moods[name][:] = chosen
+
+    def do_retry(self, mended, *_):
+        """An operator mends the tracker, or not, and has the dead letters delivered again."""
+        world = self.world
+        if "model" not in world.config["receivers"]:
+            return
+        folder = world.folder("model")
+        busy = [p for (name, _), p in world.workers.items() if name == "model" and p.state == "paused"]
+        if "model" not in world.trackers or busy or not os.path.exists(os.path.join(folder, "state.sqlite")):
+            return
+        if mended % 2:
+            world.trackers["model"].refuses = False
+        world.stats["retried"] += mark(folder, Choice(states=("dead",)), "retry")
+
+    def do_snapshot(self, which, *_):
+        """A backup of one receiver's cursors."""
+        name = pick([name for name in self.world.config["receivers"] if name in REWOUND], which)
+        if name is None or not os.path.isdir(self.world.folder(name)):
+            return
+        self._workers_die(name)
+        kept = os.path.join(self.world.base, f"cursors-{name}")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(self.world.folder(name), kept)
+
+    def do_rewind(self, which, *_):
+        """The cursors are put back to the snapshot: what was delivered since is delivered again, to no effect."""
+        world = self.world
+        name = pick([name for name in world.config["receivers"] if name in REWOUND], which)
+        kept = os.path.join(world.base, f"cursors-{name}")
+        if name is None or not os.path.isdir(kept):
+            return
+        self._workers_die(name)
+        shutil.rmtree(world.folder(name), ignore_errors=True)
+        shutil.copytree(kept, world.folder(name))
+        world.cursors[name].clear()
+        world.in_flight.pop(name, None)
+        world.rewound.add(name)
+        world.stats["rewinds"] += 1
+
+    def _workers_die(self, name):
+        for (receiver, _), process in self.world.workers.items():
+            if receiver == name:
+                process.kill()
 
     def do_clock(self, seconds, *_):
         self.world.clock.advance((0.4, 2.0, 15.0, 70.0, 4000.0, 90_000.0)[seconds % 6])

@@ -10,6 +10,7 @@ from model_journal import seq_of
 from model_process import Violation
 
 from spoolagent.format.layout import AGENT_DIR, iter_streams, list_segments, segment_name, stream_dir
+from spoolagent.serving.dead_letters import Choice, read_letters
 
 ROUNDS = 150
 PATIENCE = (61.0, 61.0, 86_401.0, 86_401.0, 61.0)
@@ -175,6 +176,15 @@ class Aftermath:
             self._check_stream(name, record, applied.get(record.key), dead, lost, at_home)
         if os.path.isdir(spool):
             self._quarantine(spool, name)
+        if name == "model":
+            self._letters()
+
+    def _letters(self):
+        """Liveness: no dead letter is left that somebody wants delivered again."""
+        folder = self.world.folder("model")
+        if os.path.exists(os.path.join(folder, "state.sqlite")):
+            left = list(read_letters(folder, Choice(states=("retry",))))
+            need(not left, f"liveness: dead letters that are to be retried are not: {left}")
 
     def _check_stream(self, name, record, applied, dead, lost, at_home):
         key, where = record.key, f"{name} {record.key}"

@@ -32,6 +32,8 @@ class Record:
     """The same at the server."""
     phantoms: int = 0
     """Destroyed lines that were no events, and may be taken for one."""
+    pruned: int = 0
+    """Seqs through this one were removed at home, after the server had them."""
     copied: bool = False
     """Somebody's rsync brought it to the server, without fsync."""
     tainted: bool = False

@@ -18,6 +18,8 @@ class Tracker:
         self.events = {}
         """key -> {seq: data}"""
         self.statuses = {}
+        self.may_be_late = lambda key, seq: False
+        """True for an event that a later one may come before: a dead letter, or cursors were put back."""
 
 
 class ModelReceiver:
@@ -36,7 +38,8 @@ class ModelReceiver:
         held = self._tracker.events.setdefault(batch.stream.key, {})
         for event in batch.events:
             known = held.get(event.seq)
-            if known is None and held and event.seq < max(held):
+            late = known is None and held and event.seq < max(held)
+            if late and not self._tracker.may_be_late(batch.stream.key, event.seq):
                 raise Violation(f"order: {batch.stream.key} seq {event.seq} came after {max(held)}")
             if known is not None and known != event.data:
                 raise Violation(f"{batch.stream.key} seq {event.seq} came twice: {known} and {event.data}")

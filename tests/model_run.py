@@ -73,6 +73,9 @@ def _count(world, actions):
             "repeated deliveries": stats["repeats"],
             "kills": stats["kills"],
             "power cuts": stats["power"],
+            "prunes": stats["pruned"],
+            "dead letters retried": stats["retried"],
+            "cursors put back": stats["rewinds"],
         }
     )
     _total.update({f"faults at {name}": count for name, count in world.kernel.seen.items()})

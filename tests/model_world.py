@@ -21,7 +21,7 @@ from spoolagent.format.layout import StreamKey, iter_streams, list_segments, seg
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.receivers.jsonl import JsonLinesReceiver
-from spoolagent.serving.store import Store
+from spoolagent.serving.store import Store, target_dir
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
 from spoolagent.shipping import directory, shipper
@@ -155,10 +155,21 @@ class World:
         self.attempts = {name: {} for name in config["receivers"]}
         self.cursors = {name: {} for name in config["receivers"]}
         self.stores = {name: {"dead": {}, "lost": {}} for name in config["receivers"]}
-        self.stats = {"repeats": 0, "commits": 0, "delivered": 0, "kills": 0, "power": 0, "paused": 0}
+        self.stats = {
+            "repeats": 0,
+            "commits": 0,
+            "delivered": 0,
+            "kills": 0,
+            "power": 0,
+            "pruned": 0,
+            "retried": 0,
+            "rewinds": 0,
+        }
         self.n = 0
         self.server_touched = False
         self.backup = None
+        self.rewound = set()
+        """Receivers whose cursors were put back."""
         self.copies = {}
         self.power_cuts = 0
 
@@ -344,6 +355,11 @@ class World:
             known.start(lambda: self._serve(known, name))
         return known
 
+    def folder(self, name):
+        """Where the cursors of a receiver lie."""
+        identity = self.receiver(name, None).identity
+        return target_dir(os.path.realpath(self.spool_of(name)), identity)
+
     def spool_of(self, name):
         return self.spools[0] if name == "home" else self.server
 
@@ -356,6 +372,9 @@ class World:
             inner = TensorBoardReceiver(os.path.join(self.out, "tb"), {})
         else:
             tracker = self.trackers.setdefault(name, Tracker(refuses=name != "home"))
+            tracker.may_be_late = lambda key, seq: (
+                name in self.rewound or seq in self.stores[name]["dead"].get(key, ())
+            )
             inner = ModelReceiver(name, tracker)
         return Moody(self, name, inner, process)
 
@@ -426,6 +445,8 @@ class World:
     def may_be_both(self, name, key, seq, held, lost):
         """True for an event that was applied without the ack being kept, and whose bytes were destroyed then."""
         record = self.records.get(key)
+        if name in self.rewound and seq in held:
+            return True
         fits = seq in held and seq in lost.get(key, ()) and record is not None
         return fits and record.may_be_lost(seq, at_home=name == "home")
 
@@ -442,7 +463,8 @@ class World:
                 raise Violation(
                     f"durability: {key} segment {first} counts as shipped, but the target may forget it"
                 )
-            if not self.copies and not self.files.durable(source, name).startswith(content):
+            pruned = key in self.records and first <= self.records[key].pruned
+            if not self.copies and not pruned and not self.files.durable(source, name).startswith(content):
                 raise Violation(f"durability: {key} segment {first} left a machine that may forget it")
 
     def check_handed_out(self, key, seqs):

@@ -42,7 +42,7 @@ def run(stage, args, seed):
     out = Path(args.out).resolve()
     log, report = out / f"{stage}.log", out / f"{stage}.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-m", stage, "--timeout", "0", "--durations", "10"]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", stage, "--timeout", "0", "--durations", "10"]
     if stage != "figures":  # worksteal: the schedules of one file go to all workers
         command += ["-n", str(args.jobs), "--dist", "worksteal" if stage == "schedules" else "load"]
         command += ["--maxschedchunk", "1"] if stage != "schedules" else []
