@@ -41,6 +41,7 @@ class Segment:
     """
 
     __slots__ = (
+        "_is_hash_unknown",
         "_sha",
         "_unhashed",
         "_unhashed_from",
@@ -61,6 +62,7 @@ class Segment:
         self.size = 0
         self.broken = False
         self._sha = _sha256()
+        self._is_hash_unknown = False
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
         durable.fault_point("create", self.path)
@@ -130,20 +132,28 @@ class Segment:
         self.size = size
 
     def _hash(self) -> None:
-        self._sha.update(b"".join(self._unhashed))
-        self._unhashed.clear()
+        if not self._is_hash_unknown:
+            self._is_hash_unknown = (
+                True  # and so it stays when a KeyboardInterrupt lands between the next two
+            )
+            self._sha.update(b"".join(self._unhashed))
+            self._unhashed.clear()
+            self._is_hash_unknown = False
+        else:
+            self._unhashed.clear()
         self._unhashed_from = self.size
 
     def sha256(self) -> str:
         """The hash of all bytes in the file."""
-        if self.broken:  # what is in it is only known by reading
-            with open(self.path, "rb") as file:
-                digest = _sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-                return digest.hexdigest()
-        self._hash()
-        return self._sha.hexdigest()
+        if not self.broken:
+            self._hash()
+        if not self.broken and not self._is_hash_unknown:
+            return self._sha.hexdigest()
+        with open(self.path, "rb") as file:  # what is in it is only known by reading
+            digest = _sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+            return digest.hexdigest()
 
     def seal(self, last_seq: int, *, closed: bool) -> None:
         """Writes the seal."""
