@@ -60,6 +60,8 @@ class SegmentCheck:
 
     def _lines(self, file: BinaryIO, end: End | None) -> Iterator[Finding]:
         stop = -1 if end is None else end.length
+        if stop == 0:  # killed while it made the segment: not even its header is whole
+            self._at_end = self._sha.hexdigest(), self.next_seq - 1
         while raw := file.readline(MAX_LINE + 1):
             self._line += 1
             if not raw.endswith(b"\n") and len(raw) <= MAX_LINE and not self._is_oversized:

@@ -189,6 +189,20 @@ def test_a_dead_writer(spool):
     assert only(spool, "info").message == "17 torn bytes behind the last whole line, as its .end says"
 
 
+@pytest.mark.parametrize("left", [b"", b'{"format":1,"spo'])
+def test_a_writer_that_died_while_it_began_a_segment(spool, left):
+    key = write_and_die(spool, events=3)
+    folder = stream_dir(spool, key)
+    with open(os.path.join(folder, segment_name(5)), "wb") as file:
+        file.write(left)
+    end_dead_stream(folder, DeathWatch())
+    assert os.path.exists(os.path.join(folder, end_name(5)))
+    assert messages(spool, "error") == []
+    with open(os.path.join(folder, segment_name(5)), "wb"):
+        pass
+    assert messages(spool, "error") == []
+
+
 def end_of(spool, key):
     return os.path.join(stream_dir(spool, key), end_name(1))
 

@@ -17,6 +17,7 @@ from spoolagent.format import attempts, layout, live
 from spoolagent.format.durable import set_fault
 from spoolagent.format.ends import DeathWatch, end_dead_stream
 from spoolagent.format.stream import StreamWriter
+from spoolagent.fsck import fsck
 
 
 @pytest.fixture
@@ -339,6 +340,32 @@ def test_interrupt_between_write_and_bookkeeping_keeps_seqs_right(tmp_path, monk
     events = only(tmp_path / "s")[0]
     assert [e["step"] for e in events if e["type"] == "metrics"] == [0, 1, 2]
     assert [e["seq"] for e in events] == list(range(1, len(events) + 1))
+
+
+def test_interrupt_while_the_running_hash_is_brought_up_to_date(tmp_path):
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 1)
+    segment = writer._segment
+
+    class Interrupted:
+        def __init__(self, sha):
+            self.sha, self.hexdigest = sha, sha.hexdigest
+
+        def update(self, data):
+            self.sha.update(data)
+            segment._sha = self.sha
+            raise KeyboardInterrupt
+
+    segment._sha = Interrupted(segment._sha)
+    with pytest.raises(KeyboardInterrupt):
+        write_metrics(writer, 2000, 1)  # enough bytes for the hash to be brought up to date
+    write_metrics(writer, 2000, 3000)
+    writer.close()
+    assert fsck_errors(tmp_path / "s") == []
+
+
+def fsck_errors(spool):
+    return [finding.message for finding in fsck(str(spool)) if finding.severity == "error"]
 
 
 def test_a_signal_handler_may_log_in_the_middle_of_a_call(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -34,11 +35,19 @@ def place_from(env: Mapping[str, str]) -> Place:
     if durability not in DURABILITIES:
         raise UsageError(f"SPOOLAGENT_DURABILITY={durability!r} is not one of {', '.join(DURABILITIES)}")
     return Place(
-        os.path.abspath(env.get("SPOOLAGENT_SPOOL") or "spool"),
+        _absolute(env.get("SPOOLAGENT_SPOOL") or "spool"),
         check_name("site", site),
         None if run is None else check_name("run", run),
         durability,
     )
+
+
+def _absolute(path: str) -> str:
+    """`path` from the root. Where the working directory was deleted nothing relative can be written: it is named so."""
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        return os.path.join("/proc/self/cwd", path)
 
 
 def rank_from(env: Mapping[str, str]) -> int | None:
@@ -65,7 +74,7 @@ def on_exit(finish: Callable[[], None]) -> None:
     """Calls `finish` when the interpreter ends, and makes `exit_code` known from here on.
 
     An exception that nobody caught reaches `sys.excepthook`; `sys.exit(n)` reaches nobody, so it is wrapped,
-    as wandb does.
+    as wandb does. In a thread it ends only that thread.
     """
     atexit.register(finish)
     hook, leave = sys.excepthook, sys.exit
@@ -75,7 +84,8 @@ def on_exit(finish: Callable[[], None]) -> None:
         hook(kind, error, trace)
 
     def leave_with(status: Any = None, /) -> None:
-        _Exit.code = status if isinstance(status, int) else 0 if status is None else 1
+        if threading.current_thread() is threading.main_thread():
+            _Exit.code = status if isinstance(status, int) else 0 if status is None else 1
         leave(status)
 
     sys.excepthook = excepthook

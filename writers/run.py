@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from spoolagent.errors import EventTooLarge
 from spoolagent.format.lines import MAX_LINE
 from spoolagent.format.live import host_name
 from spoolagent.format.names import check_name, new_run_id
@@ -27,6 +28,8 @@ _ONCE = ("tags", "labels", "notes", "config")
 """What only a run's first stream says at its start: it may be changed since."""
 _LARGE = MAX_LINE // 2
 """Bytes of JSON or text from which a payload goes to a blob rather than into its line."""
+_STEPS = range(-(1 << 63), 1 << 63)
+"""What a step can be."""
 
 
 class _Shared:
@@ -97,7 +100,8 @@ class Run:
 
     `run` is the run's id (default: `SPOOLAGENT_RUN`, else a new one); a process that gives the id of an
     earlier run adds an attempt to it. `name` is free text. `config` becomes the run's parameters. `tags` are
-    names with texts, `labels` bare words. Raises NameRefused (a ValueError) for an illegal site or run id.
+    names with texts, `labels` bare words. Raises NameRefused (a ValueError) for an illegal site or run id,
+    EventTooLarge (a ValueError) when what describes the run does not fit in a line.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class Run:
         if config_json and len(repr(config_json)) < _LARGE // 4:
             self._start["config"] = config_json
             config_json = {}
+        _check_fits(self._start)
         self._shared = self._join()
         for key, value in config_json.items():  # a huge one, a key at a time
             self.event("param", {"params": {key: value}, "overwrite": True})
@@ -190,8 +195,10 @@ class Run:
             values[name] = value if type(value) is float and value - value == 0.0 else metric_value(value)
         event: dict[str, Any] = {"seq": 0, "time": 0, "type": "metrics", "metrics": values}
         if step is not None:
-            event["step"] = step if type(step) is int else check_step(step)
+            event["step"] = step if type(step) is int and step in _STEPS else check_step(step)
         if at_ns is not None:
+            if type(at_ns) is not int or at_ns not in _STEPS:
+                raise TypeError(f"at_ns must be an int of 64 bits, got {at_ns!r:.80}")
             event["at"] = at_ns
         self._shared.stream.append_event(event)
 
@@ -364,6 +371,17 @@ class Run:
         self.finish("failed" if code else "finished", code)
 
 
+def _check_fits(start: dict[str, Any]) -> None:
+    """Raises EventTooLarge when a run's start is too large for a line, together with what the stream adds."""
+    import orjson
+
+    size = len(orjson.dumps(start))
+    if size > _LARGE:
+        raise EventTooLarge(
+            f"what describes the run (name, tags, notes, ...) has {size} bytes, more than {_LARGE}"
+        )
+
+
 def status_of(kind: type[BaseException] | None, error: BaseException | None) -> int:
     """The exit code that leaving by this exception stands for: 0 when the work is done."""
     if kind is None:
@@ -374,13 +392,16 @@ def status_of(kind: type[BaseException] | None, error: BaseException | None) -> 
 
 
 def check_step(step: Any) -> int | None:
-    """`step` as an int or None. Raises TypeError for a float, a str or a bool."""
-    if step is None or type(step) is int:
+    """`step` as an int or None. Raises TypeError for a float, a str or a bool, ValueError beyond 64 bits."""
+    if step is None or (type(step) is int and step in _STEPS):
         return step
     index = getattr(step, "__index__", None)  # numpy's and torch's integers
     if index is None or isinstance(step, bool):
         raise TypeError(f"step must be an int, got {step!r}")
-    return int(index())
+    number = int(index())
+    if number not in _STEPS:
+        raise ValueError(f"step must fit in 64 bits, got {number}")
+    return number
 
 
 def optional(**fields: Any) -> dict[str, Any]:

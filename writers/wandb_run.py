@@ -118,7 +118,7 @@ class Run(RunFacts):
         commit: bool | None,
         at_ns: int | None,
     ) -> None:
-        if step is not None and type(step) is not int:
+        if step is not None:
             step = check_step(step)
         if commit is not None and type(commit) is not bool:
             raise TypeError(f"commit must be a bool, got {commit!r}")

@@ -33,15 +33,20 @@ def friendly(value: Any, *, compress: bool = True) -> Any:
 def _array(value: Any, compress: bool) -> Any:
     array = to_numpy(value)
     if not getattr(array, "shape", ()):
-        return friendly(array.item() if hasattr(array, "item") else array, compress=compress)
+        return _scalar(array.item() if hasattr(array, "item") else array, compress)
     if array.size == 1:
-        return friendly(array.reshape(-1)[0].item(), compress=compress)
+        return _scalar(array.reshape(-1)[0].item(), compress)
     if compress and array.size > _ARRAY_LIMIT:
         import numpy as np
 
         counts, edges = np.histogram(array, bins=32)
         return {"_type": "histogram", "values": counts.tolist(), "bins": edges.tolist()}
     return friendly(array.tolist(), compress=compress)
+
+
+def _scalar(value: Any, compress: bool) -> Any:
+    # numpy's long double has no Python type: item() gives it back
+    return friendly(float(value) if hasattr(value, "dtype") else value, compress=compress)
 
 
 def to_numpy(value: Any) -> Any:

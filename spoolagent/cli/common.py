@@ -57,8 +57,23 @@ def note(message: str) -> None:
 def print_json(value: Any, *, line: bool = False) -> None:
     """`value` on standard output as JSON: indented, or as one line."""
     option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | (0 if line else orjson.OPT_INDENT_2)
-    sys.stdout.buffer.write(orjson.dumps(value, option=option))
+    try:
+        data = orjson.dumps(value, option=option)
+    except TypeError:  # a file's name need not be UTF-8
+        data = orjson.dumps(_utf8(value), option=option)
+    sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def _utf8(value: Any) -> Any:
+    r"""`value` with the bytes of names that are no UTF-8 written as `\xff`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, dict):
+        return {_utf8(key): _utf8(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_utf8(item) for item in value]
+    return value
 
 
 def clean(text: str) -> str:

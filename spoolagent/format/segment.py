@@ -43,6 +43,7 @@ class Segment:
 
     __slots__ = (
         "_doubted",
+        "_is_hash_unknown",
         "_sha",
         "_sync_lock",
         "_synced",
@@ -70,6 +71,7 @@ class Segment:
         self._doubted = False
         """An fsync has failed: from now on it says nothing about the bytes that it was called for."""
         self._sha = _sha256()
+        self._is_hash_unknown = False
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
         durable.fault_point("create", self.path)
@@ -178,16 +180,26 @@ class Segment:
             os.close(fd)
 
     def _hash(self) -> None:
-        self._sha.update(b"".join(self._unhashed))
-        self._unhashed.clear()
+        if not self._is_hash_unknown:
+            # And so it stays when a KeyboardInterrupt lands in the middle.
+            self._is_hash_unknown = True
+            self._sha.update(b"".join(self._unhashed))
+            self._unhashed.clear()
+            self._is_hash_unknown = False
+        else:
+            self._unhashed.clear()
         self._unhashed_from = self.size
 
     def sha256(self) -> str:
-        """The hash of all bytes in the file."""
+        """The hash of all bytes in the file. Raises OSError when they must be read, and cannot be."""
+        if not self.broken:
+            self._hash()
+        if self._is_hash_unknown:
+            return self._sha256_read()
         if self.broken:  # what is in it is only known by reading
             with contextlib.suppress(OSError):  # unreadable: then what should be in it has to do
                 return self._sha256_read()
-        self._hash()
+            self._hash()
         return self._sha.hexdigest()
 
     def _sha256_read(self) -> str:
