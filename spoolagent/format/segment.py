@@ -6,9 +6,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spoolagent.errors import FormatError
 from spoolagent.format import durable
 from spoolagent.format.layout import FILE_MODE, FORMAT, segment_name
-from spoolagent.format.lines import encode_line, has_valid_crc
+from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
 
 _HASH_EVERY = 1 << 16
 """Bytes that may wait for the running hash: few enough to be hashed in some 50 us."""
@@ -43,6 +44,7 @@ class Segment:
 
     __slots__ = (
         "_doubted",
+        "_file",
         "_is_hash_unknown",
         "_sha",
         "_sync_lock",
@@ -78,11 +80,13 @@ class Segment:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self.fd = os.open(self.path, flags, FILE_MODE)
         try:
+            status = os.fstat(self.fd)
+            self._file = status.st_dev, status.st_ino
             header = encode_line(_header(first_seq, origin, prev, created_ns))
             if not self._takes_over(len(header)):
                 self.append(header)
         except BaseException:
-            os.close(self.fd)
+            self.close()
             if self.size == 0:
                 with contextlib.suppress(OSError):
                     durable.discard(self.path)  # nothing is in it
@@ -109,7 +113,9 @@ class Segment:
             if written != len(line):
                 _short_write(self.path)
         except BaseException as error:
-            # Also a KeyboardInterrupt lands here, perhaps after the write: the file's length tells.
+            # Also a KeyboardInterrupt lands here, perhaps after the write: the file's length tells. A second one may
+            # land in the middle of this: then nothing more goes into this file, and `read_last_seq` tells.
+            self.broken = True
             is_whole = self._reconcile(len(line), error)
             if is_whole:
                 self._count(line)
@@ -126,22 +132,56 @@ class Segment:
         self._unhashed.append(line)
 
     def _reconcile(self, length: int, error: BaseException) -> bool:
-        """True when a line of `length` bytes was wholly written all the same; else cuts the file back."""
-        try:
-            actual = os.fstat(self.fd).st_size
-        except OSError:
-            self.broken = True
+        """True when a line of `length` bytes was wholly written all the same; else cuts the file back.
+
+        `broken` is False afterwards, when the file holds for sure what it should.
+        """
+        if not self.check_descriptor():
             return not isinstance(
                 error, OSError
-            )  # a refused write wrote nothing; an interrupted one may have
-        try:
-            if actual == self.size + length:
-                return True
-            if actual != self.size:
+            )  # a refused write wrote nothing, an interrupted one may have
+        actual = os.fstat(self.fd).st_size
+        is_whole = actual == self.size + length
+        if not is_whole and actual != self.size:
+            with contextlib.suppress(OSError):
                 durable.truncate(self.fd, self.size, self.path)
+                actual = self.size
+        self.broken = not is_whole and actual != self.size
+        return is_whole
+
+    def read_last_seq(self) -> int:
+        """The seq of the last whole event in the file, read from there; 0 when it holds none, or cannot be read."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * MAX_LINE))
+                lines = file.read().split(b"\n")[:-1]
         except OSError:
-            self.broken = True
+            return 0
+        for line in reversed(lines):
+            with contextlib.suppress(FormatError):
+                found = decode_line(line).get("seq")
+                return found if type(found) is int else 0
+        return 0
+
+    def check_descriptor(self) -> bool:
+        """False when somebody closed our descriptor: it may be anybody's by now, and is neither used nor closed."""
+        if self.fd < 0:
+            return False
+        try:
+            found = os.fstat(self.fd)
+        except OSError:
+            found = None
+        if found is not None and (found.st_dev, found.st_ino) == self._file:
+            return True
+        self.fd = -1
+        self.broken = True
         return False
+
+    def close(self) -> None:
+        """Frees the descriptor; a write that comes after that is refused instead of going to whoever gets its number."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def sync(self, last: bytes = b"") -> None:
         """Makes what was appended so far durable. `last`: the bytes at the end, where they are at hand.
@@ -150,6 +190,9 @@ class Segment:
         they are written a second time, to the same place. They stay, whatever happens: a reader may have them.
         """
         with self._sync_lock:  # the keeper may be here, too, and the kernel tells of an error once
+            if self.fd < 0:
+                durable.fsync_path(self.path)
+                return
             if not self._doubted:
                 try:
                     size = self.size

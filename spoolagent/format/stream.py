@@ -240,11 +240,12 @@ class StreamWriter:
         """Opens the hot path when nothing stands against it."""
         segment = self._segment
         plain = self._queue is None and self.options.durability != "always" and self._gap is None
-        self._fast = segment if plain and segment is not None and not segment.broken else None
+        is_open = segment is not None and not segment.broken and not self.closed
+        self._fast = segment if plain and is_open else None
 
     def _write(self, body: bytes) -> None:
         """Writes one event given as JSON without its seq, or counts it as dropped."""
-        segment = self._segment
+        segment = None if self.closed else self._segment
         if segment is None or segment.broken or self._gap is not None or segment.size > self._limit:
             segment = self._ready()
             if segment is None:
@@ -306,7 +307,10 @@ class StreamWriter:
     def _ready(self) -> Segment | None:
         """A segment that takes the next event, with any gap before it on record; None while the disk refuses."""
         now = time.monotonic()
-        if self.closed or now < self._retry_at:
+        if self.closed:
+            self._complain("the run has ended")
+            return None
+        if now < self._retry_at:
             return None
         try:
             if self._live is None:
@@ -374,7 +378,7 @@ class StreamWriter:
         """After a failed creation: the next try has another name, as this one may be taken or in view."""
         self.writer = new_writer_id()
         if segment is not None:
-            os.close(segment.fd)
+            segment.close()
         if held is not None:
             held.release()
         with contextlib.suppress(OSError):
@@ -388,7 +392,9 @@ class StreamWriter:
     def _rotate(self) -> None:
         segment = self._segment
         assert segment is not None
-        if not segment.broken:
+        if segment.broken:  # an exception may have come between a write and our count of it
+            self.seq = max(self.seq, segment.read_last_seq())
+        else:
             segment.seal(self.seq, closed=False)
         prev = segment.sha256()
         self._segment = None
@@ -463,6 +469,7 @@ class StreamWriter:
     def tick(self) -> None:
         """Called each second by the keeper's thread: fsync, LIVE, rotation by age."""
         try:
+            self._check_descriptor()
             self._sync_quietly()
             self._rotate_by_age()
             if time.monotonic() >= self._renew_at and self._live is not None:
@@ -470,6 +477,14 @@ class StreamWriter:
                 self._live.renew()
         except OSError as error:
             self._failed(error)
+
+    def _check_descriptor(self) -> None:
+        with self._lock:
+            if self._busy or self._segment is None or self._segment.check_descriptor():
+                return
+            self._fast = (
+                None  # a daemon that closes all descriptors: the next event opens a segment of its own
+            )
 
     def _sync_quietly(self) -> None:
         try:
@@ -531,7 +546,7 @@ class StreamWriter:
             except OSError as error:
                 failed = error
             finally:
-                os.close(segment.fd)
+                segment.close()
         return failed
 
     def _finish_full(self) -> None:
@@ -544,7 +559,7 @@ class StreamWriter:
         with self._lock:
             retired, self._retired = self._retired, []
         for old in retired:
-            os.close(old.fd)
+            old.close()
 
     def flush(self) -> None:
         """Makes what was logged so far durable (waits for the queue first); never raises for the disk."""
@@ -587,9 +602,10 @@ class StreamWriter:
                     self.sync()
             except OSError as error:
                 self._doubt(error)
-            if self._segment is not None:
-                os.close(self._segment.fd)
-                self._segment = None
+            with self._lock:
+                segment, self._segment, self._fast = self._segment, None, None
+            if segment is not None:
+                segment.close()
         if self._live is not None:
             self._live.release()
             self._live = None
@@ -598,7 +614,7 @@ class StreamWriter:
         """In a forked child: leaves the parent's stream alone; the child's first event begins its own, role aux."""
         for segment in (self._segment, *self._retired):
             if segment is not None:
-                os.close(segment.fd)
+                segment.close()
         if self._live is not None:
             self._live.release()
         live.forget_after_fork()
