@@ -40,6 +40,12 @@ def counted(what, positions):
         yield position
 
 
+def figure(text):
+    """A line that says what was measured, for the report and for printing."""
+    add("figures", measured=[text.strip()])
+    return text
+
+
 def unworthy(facts):
     """Why a run proves nothing, one line each: idempotence is only tested where deliveries were repeated."""
     schedules = facts.get("schedules", {})

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import schedule_help as h
 from mlflow_help import client_of, history, runs_in
+from report_facts import figure
 from spool_help import clean_env, make_writer, streams, until, write_metrics
 
 from spoolagent.format import layout, stream
@@ -521,8 +522,10 @@ def test_memory_and_open_files_do_not_grow_with_what_waits(in_memory, capsys):
         found[count] = (int(rss_kib) / 1024, int(files))
         with capsys.disabled():
             print(
-                f"\n{count:,} waiting events: worker's peak RSS {found[count][0]:.0f} MiB, "
-                f"{files} open files, {took_s:.0f} s"
+                figure(
+                    f"\n{count:,} waiting events: worker's peak RSS {found[count][0]:.0f} MiB, "
+                    f"{files} open files, {took_s:.0f} s"
+                )
             )
         shutil.rmtree(in_memory / str(count))
     (small, few), (large, many) = found[100_000], found[WAITING]
@@ -585,9 +588,11 @@ def test_memory_and_open_files_do_not_grow_with_the_streams(in_memory, capsys):
             with capsys.disabled():
                 (worker_rss, serve_rss), (worker_files, serve_files) = found[count]
                 print(
-                    f"\n{count:,} streams: worker {worker_rss:.0f} MiB, {worker_files} open files; supervisor "
-                    f"{serve_rss:.0f} MiB, {serve_files} open files; {idle:.0%} of a core while nothing comes; "
-                    f"a new stream's event is there after {soon_s:.2f} s"
+                    figure(
+                        f"\n{count:,} streams: worker {worker_rss:.0f} MiB, {worker_files} open files; supervisor "
+                        f"{serve_rss:.0f} MiB, {serve_files} open files; {idle:.0%} of a core while nothing comes; "
+                        f"a new stream's event is there after {soon_s:.2f} s"
+                    )
                 )
             writer.close()
     (small, few), (large, many) = found[10], found[STREAMS]

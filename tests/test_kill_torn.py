@@ -64,7 +64,7 @@ KINDS = {
 }
 
 
-@pytest.mark.timeout(240 + 20 * LIVES)
+@pytest.mark.timeout(300 + 60 * LIVES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_a_record_is_completed(tmp_path, kind):
     spec, pattern, torn_bytes, read_back, rounded = KINDS[kind]
