@@ -1,4 +1,6 @@
-"""Checks a whole spool, changes nothing: every checksum, seq, hash, name, end and blob.
+"""Checks a whole spool, changes nothing in it: every checksum, seq, hash, name, end and blob.
+
+A damaged stream that was shipped here is asked for again (`spoolagent.again`), so that the next `ship` mends it.
 
 Streams are read once, line by line; what must be remembered about blobs lies in a temporary database, so memory
 does not grow with the spool.
@@ -7,6 +9,7 @@ does not grow with the spool.
 import os
 from collections.abc import Callable, Iterator
 
+from spoolagent import again
 from spoolagent.errors import FormatError, NewerFormat
 from spoolagent.format.layout import (
     SPOOL_FILE,
@@ -62,7 +65,12 @@ def fsck(
     with BlobCheck(spool, progress, on_orphan) as blobs:
         for key in iter_streams(spool, site):
             check = StreamCheck(spool, key, home=home, blobs=blobs, progress=progress)
-            yield from check.run()
+            is_damaged = False
+            for finding in check.run():
+                is_damaged = is_damaged or finding.severity == "error"
+                yield finding
+            if is_damaged and check.born != home:
+                again.ask(spool, key)
             born.add(check.born)
         for name in _sites(spool, site):
             yield from blobs.check_site(name)

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from spoolagent import again
 from spoolagent.contract import Stream
 from spoolagent.errors import FormatError
 from spoolagent.format import live
@@ -121,6 +122,8 @@ class Task:
             return None
         room = self._limits.max_events - (len(self.held.events) if self.held else 0)
         chunk = reader.read(self._limits.max_bytes, until_seq=reader.position.next_seq + room - 1)
+        if chunk.state == "blocked" != self.state and not self.is_at_home:
+            again.ask(self._spool.path, self.key)  # a shipper may mend it before it counts as lost
         self.state, self.note = chunk.state, chunk.note
         if reader.header is not None and not self.facts.created_ns:
             header = reader.header

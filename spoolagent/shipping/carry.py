@@ -41,6 +41,8 @@ class StreamCarrier:
         self.failures = 0
         """Times in a row that it could not be carried."""
         self.retry_at = 0.0
+        self.in_full = False
+        """True until it was compared in full: a seal does not vouch for what stands before it."""
         self._home, self._target, self._blobs, self._tally = home, target, blobs, tally
         self._patience_s, self._clock = patience_s, clock
         self._is_home: bool | None = None
@@ -55,6 +57,11 @@ class StreamCarrier:
         self._writer = self.key.writer
         self._memory = Memory()
         self.state = "current"
+
+    def compare_in_full(self) -> None:
+        """Compares every byte the next time, those before a seal, too."""
+        self.forget()
+        self.in_full = True
 
     def is_home(self) -> bool:
         """True when the stream was born in this spool. Raises SourceError."""
@@ -81,7 +88,15 @@ class StreamCarrier:
         for _ in range(_MAX_FORKS):
             try:
                 with self._target.stream(self.key._replace(writer=self._writer)) as copy:
-                    walk = Walk(self.path, self.key, copy, self._memory, self._blobs, self._tally)
+                    walk = Walk(
+                        self.path,
+                        self.key,
+                        copy,
+                        self._memory,
+                        self._blobs,
+                        self._tally,
+                        in_full=self.in_full,
+                    )
                     self.state = walk.run(self._is_over, should_stop)
                 break
             except Forked as fork:

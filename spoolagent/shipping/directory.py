@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from filelock import FileLock, Timeout
 
+from spoolagent import again
 from spoolagent.errors import FormatError, Locked, Unreachable, UsageError
 from spoolagent.format import durable, layout
 from spoolagent.format.layout import StreamKey
@@ -86,6 +87,16 @@ class DirectoryTarget:
                 f"the target {self.path} is another spool now ({found}, before {self._uuid}): give the right directory,"
                 " or remove the file for it in the spool's .agent/ship to ship everything there, too"
             )
+
+    def asked(self) -> list[StreamKey]:
+        """See `Target.asked`."""
+        with self._root() as root:
+            return list(again.asked(root))
+
+    def answer(self, key: StreamKey) -> None:
+        """See `Target.answer`."""
+        with self._root() as root:
+            again.answer(root, key)
 
     @contextlib.contextmanager
     def stream(self, key: StreamKey) -> Iterator["DirectoryCopy"]:

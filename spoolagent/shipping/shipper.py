@@ -197,6 +197,7 @@ class Shipper:
             if keys is None:
                 self._known.open()  # also with nothing to ship: whether it is still there, and still the same
                 self._blobs.retry_missing()
+                self._take_requests()
             for key in self._all() if keys is None else keys:
                 if self._stop.is_set():
                     break
@@ -214,6 +215,16 @@ class Shipper:
             pause_s = max(self._settings.sweep_interval_s, min(_MAX_PAUSE_S, 4.0 * (self._clock() - began)))
             self._sweep_at = self._clock() + pause_s
         return refusal
+
+    def _take_requests(self) -> None:
+        """Takes back into the sweep what a reader at the target found damaged. What is not of this spool others have."""
+        for key in self._target.asked():
+            if os.path.isdir(layout.stream_dir(self._spool.path, key)):
+                with contextlib.suppress(SourceError):
+                    carrier = self._carrier(key)
+                    if not carrier.in_full:
+                        carrier.compare_in_full()
+                    self._done.pop(key, None)
 
     def _recheck(self) -> None:
         """Takes back into the sweep what has changed since it left: a writer that was thought dead went on."""
@@ -287,6 +298,9 @@ class Shipper:
             return
         carrier.failures = 0
         self._tally.clear("error", key)
+        if carrier.in_full and state in ("done", "current"):
+            self._target.answer(key)
+            carrier.in_full = False
         if state == "done":
             self._done[key] = hash(carrier.seen)
             del self._carriers[key]

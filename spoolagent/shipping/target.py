@@ -72,6 +72,14 @@ class Target(Protocol):
         """
         ...
 
+    def asked(self) -> list[StreamKey]:
+        """The streams that a reader at the target found damaged: each is to be compared in full."""
+        ...
+
+    def answer(self, key: StreamKey) -> None:
+        """The stream was compared in full, and mended where that was possible."""
+        ...
+
     def stream(self, key: StreamKey) -> AbstractContextManager[StreamCopy]:
         """Locks and gives the copy of a stream. Locked while another shipper is at it, NameRefused."""
         ...

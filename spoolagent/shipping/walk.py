@@ -51,13 +51,25 @@ class Memory:
 
 
 class Walk:
-    """Carries what there is now from the stream in directory `path` to `copy`."""
+    """Carries what there is now from the stream in directory `path` to `copy`.
+
+    `in_full`: what ends with the same seal is compared all the same.
+    """
 
     def __init__(
-        self, path: str, key: StreamKey, copy: StreamCopy, memory: Memory, blobs: BlobCarrier, tally: Tally
+        self,
+        path: str,
+        key: StreamKey,
+        copy: StreamCopy,
+        memory: Memory,
+        blobs: BlobCarrier,
+        tally: Tally,
+        *,
+        in_full: bool = False,
     ) -> None:
         self._path, self._key, self._copy, self._memory = path, key, copy, memory
         self._blobs, self._tally = blobs, tally
+        self._in_full = in_full
         self._bytes = self._lines = 0
         self._left = TURN_BYTES
         self._is_cut_short = False
@@ -71,6 +83,9 @@ class Walk:
             there = self._copy.segments()
             self._send_pruned(there)
             for first, following in zip_longest(segments, segments[1:]):
+                if self._in_full and should_stop():
+                    self._is_cut_short = True
+                    break
                 state = self._segment(first, following, there.get(first, 0))
                 if following is not None and state != "done":
                     break
@@ -163,7 +178,7 @@ class Walk:
         known = self._memory.verified.get(segment.first_seq)
         if there == 0 or (known == (segment.identity, there) and there <= segment.size):
             return there
-        if self._same_end(segment, there):
+        if not self._in_full and self._same_end(segment, there):
             return there
         verdict = self._compare(segment, there)
         if verdict.kind == "fork":
