@@ -56,6 +56,9 @@ def warn_on_stderr(message: str) -> None:
         sys.stderr.write(f"spoolagent: {message}\n")
 
 
+_ENDED = "the run has ended"
+
+
 def blank(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     """An event for `StreamWriter.append_event`, its seq and time still to be filled in."""
     return {"seq": 0, "time": 0, "type": kind, **fields}
@@ -308,7 +311,7 @@ class StreamWriter:
         """A segment that takes the next event, with any gap before it on record; None while the disk refuses."""
         now = time.monotonic()
         if self.closed:
-            self._complain("the run has ended")
+            self._complain(_ENDED)
             return None
         if now < self._retry_at:
             return None
@@ -460,7 +463,8 @@ class StreamWriter:
 
     def _drop_queued(self, body: bytes) -> None:
         with self._lock:
-            self._reason = "the queue was full: the spool's file system is too slow"
+            full = "the queue was full: the spool's file system is too slow"
+            self._reason = _ENDED if self._queue is not None and self._queue.is_closed else full
             self._complain(self._reason)
             self._count_drop(orjson.loads(body)["time"])
 

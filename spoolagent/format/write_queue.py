@@ -21,17 +21,17 @@ class WriteQueue:
         self._closing = False
 
     def put(self, body: bytes) -> None:
-        """Queues an event for the thread, or hands it to `drop` when the queue is full."""
+        """Queues an event for the thread, or hands it to `drop` when the queue is full or closed."""
         with self._changed:
             full = len(self._items) >= MAX_EVENTS or self._bytes + len(body) > MAX_BYTES
-            if not full:
+            if not full and not self._closing:
                 self._items.append(body)
                 self._bytes += len(body)
                 self._changed.notify_all()
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
                     self._thread.start()
-        if full:
+        if full or self._closing:
             self._drop(body)
 
     def _run(self) -> None:
@@ -47,6 +47,11 @@ class WriteQueue:
                 self._bytes -= len(body)
                 self._writing = True
             self._write(body)
+
+    @property
+    def is_closed(self) -> bool:
+        """True when nothing more is taken."""
+        return self._closing
 
     def drain(self, timeout_s: float) -> None:
         """Waits until all that was put is written, at most `timeout_s`."""
