@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError
@@ -50,8 +50,7 @@ def _read_raw(path: str) -> bytes:
         return b""
 
 
-def _read_line(path: str) -> dict[str, Any] | None:
-    raw = _read_raw(path)
+def _line_in(raw: bytes) -> dict[str, Any] | None:
     try:
         return decode_line(raw.removesuffix(b"\n")) if raw.endswith(b"\n") else None
     except FormatError:
@@ -60,7 +59,12 @@ def _read_line(path: str) -> dict[str, Any] | None:
 
 def read_end(stream: str, first_seq: int) -> End | None:
     """The valid `.end` of a segment, or None."""
-    data = _read_line(os.path.join(stream, end_name(first_seq)))
+    return parse_end(_read_raw(os.path.join(stream, end_name(first_seq))))
+
+
+def parse_end(raw: bytes) -> End | None:
+    """What the content of a `.end` says, or None when it is not valid."""
+    data = _line_in(raw)
     if data is None:
         return None
     try:
@@ -78,7 +82,7 @@ def read_end(stream: str, first_seq: int) -> End | None:
 
 def read_pruned(stream: str) -> Pruned | None:
     """The valid `pruned.json` of a stream, or None."""
-    data = _read_line(os.path.join(stream, PRUNED_FILE))
+    data = _line_in(_read_raw(os.path.join(stream, PRUNED_FILE)))
     if data is None or type(data.get("through")) is not int or not isinstance(data.get("prev"), str):
         return None
     return Pruned(data["through"], data["prev"])
@@ -209,20 +213,25 @@ def _write_end(stream: str, first: int, measured: "Measured", last: int) -> None
         return
     missing = f"; seqs {measured.last + 1} to {last} are missing" if last > measured.last else ""
     target = os.path.join(stream, end_name(first))
-    line = encode_line(
-        {
-            "length": measured.length,
-            "last": last,
-            "sha256": measured.sha256,
-            "reason": f"its writer died{missing}",
-            "time": time.time_ns(),
-        }
-    )
+    line = end_line(measured, last, f"its writer died{missing}")
     try:
         # One that is there is void (the writer went on after it), damaged, or knows of bytes that are gone.
         durable.write_file(target, line, exclusive=not os.path.exists(target))
     except FileExistsError:
         return
+
+
+def end_line(measured: "Measured", last: int, reason: str) -> bytes:
+    """The content of a `.end`, made now."""
+    return encode_line(
+        {
+            "length": measured.length,
+            "last": last,
+            "sha256": measured.sha256,
+            "reason": reason,
+            "time": time.time_ns(),
+        }
+    )
 
 
 class Measured(NamedTuple):
@@ -235,19 +244,24 @@ class Measured(NamedTuple):
 
 def measure(path: str, first_seq: int) -> Measured:
     """What an `.end` says of the segment as it is. Raises OSError."""
+    with open(path, "rb") as file:
+        return measure_lines(iter(lambda: file.readline(MAX_LINE + 1), b""), first_seq)
+
+
+def measure_lines(lines: Iterable[bytes], first_seq: int) -> Measured:
+    """The same of a segment given in lines, or pieces of what is too long for one."""
     length, last, position = 0, first_seq - 1, 0
     digest, good = hashlib.sha256(), hashlib.sha256()
-    with open(path, "rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            digest.update(line)
-            position += len(line)
-            if not line.endswith(b"\n") or not has_valid_crc(line[:-1]):
-                continue
-            length, good = position, digest.copy()
-            value = decode_line(line[:-1])
-            seq = value.get("seq", value.get("seal"))
-            if type(seq) is int and seq > last:
-                last = seq
+    for line in lines:
+        digest.update(line)
+        position += len(line)
+        if not line.endswith(b"\n") or not has_valid_crc(line[:-1]):
+            continue
+        length, good = position, digest.copy()
+        value = decode_line(line[:-1])
+        seq = value.get("seq", value.get("seal"))
+        if type(seq) is int and seq > last:
+            last = seq
     return Measured(length, last, good.hexdigest())
 
 

@@ -12,6 +12,24 @@ MUTATIONS = (
     # -- 8. liveness --------------------------------------------------------------------------------------
     Mutation(
         8,
+        "longer-target-not-ended",
+        "a server that has more of a dead stream than its home is not told that the writer is dead",
+        SHIPPING,
+        "        reason = end_at_target(self._copy, first, there, end)\n",
+        '        reason = ""\n',
+        ("test_shipping.py::test_a_target_learns_that_a_writer_is_dead_of_which_it_has_more",),
+    ),
+    Mutation(
+        8,
+        "healed-tail-unread",
+        "lines at a stream's end that were given up are not looked at again",
+        "spoolagent/format",
+        "        if tail.healed_at is not None:\n",
+        "        if False:\n",
+        ("test_reader.py::test_a_stream_whose_last_lines_heal_after_they_were_given_up",),
+    ),
+    Mutation(
+        8,
         "live-not-probed",
         "the LIVE lock is not asked: a living writer's stream is ended",
         FORMAT,

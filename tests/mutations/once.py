@@ -97,6 +97,15 @@ MUTATIONS = (
     # -- 3. effective once --------------------------------------------------------------------------------
     Mutation(
         3,
+        "whole-line-without-seq",
+        "a line that was written whole gives its seq to the next event when the write reported an error",
+        "spoolagent/format",
+        "            if is_whole:\n                self._count(line)\n",
+        "            if is_whole:\n                self.broken = True\n",
+        ("test_stream_writer.py::test_a_whole_line_counts_whatever_the_write_said",),
+    ),
+    Mutation(
+        3,
         "bytes-of-delivery",
         "a batch for TensorBoard is other bytes each time that it is delivered",
         "receivers/tb_events.py",
