@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# How much `make torture` does; CI runs the same code at a small size.
-KILLS ?= 1000
+# How much `make torture` does; CI runs the same code at a small size. KILLS: SIGKILLs of our processes in all.
 SCHEDULES ?= 10000
+KILLS ?= 1000
+WAITING ?= 10000000
+STREAMS ?= 10000
 JOBS ?= 2
 
 .PHONY: demo test lint bench torture mutations clean
@@ -30,12 +32,13 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
+# The table of what was done goes to torture-out/; SPOOLAGENT_SEED repeats a run.
 torture: $(STAMP)
-	SPOOLAGENT_KILLS=$(KILLS) SPOOLAGENT_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --timeout 0 -m "kill or schedules"
+	$(BIN)/python tests/torture.py --schedules $(SCHEDULES) --kills $(KILLS) --waiting $(WAITING) --streams $(STREAMS) --jobs $(JOBS)
 
 # Breaks the product on purpose, in a copy, and expects the tests to notice each break: docs/mutations.md.
 mutations: $(STAMP)
 	$(BIN)/python tests/mutations/run.py --jobs $(JOBS)
 
 clean:
-	rm -rf $(VENV) build dist demo-out *.egg-info
+	rm -rf $(VENV) build dist demo-out torture-out *.egg-info

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from spoolagent.errors import FormatError
+from spoolagent.format import live
 from spoolagent.format.ends import DeathWatch, end_dead_stream, is_closed
 from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey, list_segments, segment_name, stream_dir
@@ -59,9 +60,9 @@ class Undertaker:
                 return
             self._ended.pop(key, None)
             header = read_header(stream)
-            if header is None:
+            if header is None and not live.is_there(stream):
                 return
-            if header.spool != self._spool.uuid:
+            if header is not None and header.spool != self._spool.uuid:
                 self._done.add(key)
             elif end_dead_stream(stream, self._watch):
                 if is_closed(os.path.join(stream, segment_name(size[0]))):

@@ -1,8 +1,10 @@
 """Fixtures that several test files share. Keep it small: helpers live in tests/<topic>_help.py."""
 
+import os
 from pathlib import Path
 
 import pytest
+import report_facts
 
 _LONG = (
     "test_kill.py",
@@ -20,6 +22,44 @@ def pytest_collection_modifyitems(items):
     items.sort(
         key=lambda item: _LONG.index(name) if (name := Path(item.fspath).name) in _LONG else len(_LONG)
     )
+
+
+_facts = {}
+
+
+@pytest.fixture(autouse=True)
+def told_facts(request):
+    """What a test told by `report_facts.add` goes with its report, from whichever process."""
+    report_facts.take()
+    yield
+    if found := report_facts.take():
+        request.node.user_properties.append((report_facts.PROPERTY, found))
+
+
+def pytest_runtest_logreport(report):
+    """Only the last report of a test has all that it told."""
+    if report.when == "teardown":
+        for name, found in report.user_properties:
+            if name == report_facts.PROPERTY:
+                report_facts.merge(_facts, found)
+
+
+def pytest_sessionfinish(session):
+    """In the process that prints: a run that proves nothing fails."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if path := os.environ.get("SPOOLAGENT_REPORT"):
+        report_facts.write(path, _facts)
+    if report_facts.unworthy(_facts) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table."""
+    if _facts:
+        terminalreporter.section("what was counted")
+        for line in [*report_facts.lines(_facts), *report_facts.unworthy(_facts)]:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from plain_reader import valid
 from spool_help import clean_env, until
 
 from spoolagent.format.ends import is_closed
@@ -22,6 +23,7 @@ APIS = ("native", "tensorboard", "mlflow", "wandb")
 FILES = ("tensorboard", "wandb", "jsonl")
 RECEIVERS = (*FILES, "mlflow")
 KINDS = ("writer", "shipper", "worker", "supervisor")
+OUTAGES = ("MLflow server", "MLflow server, frozen")
 WRITER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kill_writer.py")
 # Any of these in an agent's log is a finding: nobody but us ends a process, and nothing is damaged.
 BAD_WORDS = (
@@ -33,8 +35,12 @@ BAD_WORDS = (
     "did not end in time",
     "refused",
 )
-# A killed supervisor's worker may be in the middle of a long call when the next one wants its place.
-HARMLESS = "another process is replaying this spool"
+HARMLESS = (
+    # A killed supervisor's worker may be in the middle of a long call when the next one wants its place.
+    "another process is replaying this spool",
+    # A server that we killed refuses connections.
+    "everything is kept, trying again",
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,13 +114,78 @@ class Agent:
             self.process.wait()
 
 
+class Tracker:
+    """The MLflow server: killed with all that it has begun, or frozen, and a random moment later back on its store.
+
+    `keep()` brings it back; it never waits, so that others are killed while it is away.
+    """
+
+    FROZEN_S = (11.0, 18.0)
+    """Longer than the receiver's time-out of 10 s."""
+
+    def __init__(self, server, rng):
+        self.server, self.rng = server, rng
+        self._back_at = None
+        self._how = None
+        self._starting = False
+        self.in_flight, self.applied = Counter(), Counter()
+        """Outages that met a batch in flight, by how; of those, batches that were in the store already."""
+
+    @property
+    def is_well(self):
+        """True when it answers, as far as was looked."""
+        return self._back_at is None and not self._starting
+
+    def keep(self):
+        """Brings it back when it is time."""
+        if self._back_at is not None and time.monotonic() >= self._back_at:
+            self._back_at = None
+            self._starting = True
+            self._how()
+        if self._starting and self.server.is_answering():
+            self._starting = False
+
+    def hurt(self, kind, batch):
+        """SIGKILL, or SIGSTOP for a while; half the time while a batch is on its way. False when it is not well.
+
+        `batch()` is the batch that was named to go out, (spool, site, run, writer, last seq), or None.
+        """
+        if not self.is_well:
+            return False
+        if self.rng.random() < 0.7:
+            self._await_batch(batch)
+        before = batch()
+        if kind == "MLflow server":
+            self.server.kill()
+            self._how, pause_s = self.server.start, self.rng.uniform(0.0, 3.0)
+        else:
+            self.server.stop_answering()
+            self._how, pause_s = self.server.answer_again, self.rng.uniform(*self.FROZEN_S)
+        self._back_at = time.monotonic() + pause_s
+        if before is not None and batch() == before:  # it did not get through
+            self.in_flight[kind] += 1
+            self.applied[kind] += kind == "MLflow server" and has_point(self.server.folder, before)
+        return True
+
+    def _await_batch(self, batch):
+        """Waits for a batch that is just named: its request goes out now. Where the kill meets it is chance."""
+        deadline, last = time.monotonic() + 5.0, batch()
+        while time.monotonic() < deadline:
+            found = batch()
+            if found is not None and found != last:
+                time.sleep(self.rng.uniform(0.0, 0.05))
+                return
+            time.sleep(0.001)
+
+
 class Crew:
     """A client spool with writers, a shipper to a server spool, and two `serve` there: of files, and of MLflow."""
 
-    def __init__(self, root, mlflow_uri, experiment, rng):
+    def __init__(self, root, mlflow, experiment, rng):
         self.root, self.rng = str(root), rng
         self.client, self.server = self.path("client"), self.path("server")
-        self.uri, self.experiment = mlflow_uri, experiment
+        self.uri, self.experiment = mlflow.uri, experiment
+        self.tracker = Tracker(mlflow, rng)
         self.launches, self.killed_workers = [], Counter()
         self.named, self.looks = Counter(), 0
         self._numbers = itertools.count(1)
@@ -208,6 +279,7 @@ class Crew:
 
     def keep(self):
         """Everything that should run runs."""
+        self.tracker.keep()
         for agent in self.agents:
             agent.keep(self.rng)
 
@@ -217,6 +289,8 @@ class Crew:
             return self._kill_writer()
         if kind == "shipper":
             return self.shipper.kill()
+        if kind in OUTAGES:
+            return self.tracker.hurt(kind, self._mlflow_batch)
         if kind == "supervisor":
             due = [agent for agent in self.supervisors if self._is_due(agent)]
             return any(agent.kill() for agent in self.rng.sample(due, len(due)))
@@ -263,6 +337,16 @@ class Crew:
         self.killed_workers[note["name"]] += 1
         return True
 
+    def _mlflow_batch(self):
+        """What the MLflow worker has named to go out next: (spool, site, run, writer, last seq), or None."""
+        for note, folder in self.notes():
+            if note["name"] == "mlflow":
+                rows = query(
+                    folder, "SELECT site, run, writer, json_extract(content, '$.last_seq') FROM named"
+                )
+                return (self.server, *rows[0]) if rows else None
+        return None
+
     def notes(self):
         """(worker.json, folder) of each receiver."""
         for path in glob.glob(os.path.join(self.server, ".agent", "receivers", "*", "worker.json")):
@@ -284,7 +368,7 @@ class Crew:
             with open(agent.log_path, encoding="utf-8") as file:
                 lines = file.readlines()
             for at, line in enumerate(lines):
-                if any(word in line for word in BAD_WORDS) and HARMLESS not in line:
+                if any(word in line for word in BAD_WORDS) and not any(text in line for text in HARMLESS):
                     found.append(f"{agent.name}: {''.join(lines[at : at + 40])}")
         for launch in self.launches:
             if not launch.killed and launch.process.poll() != 0:
@@ -300,6 +384,26 @@ class Crew:
             launch.process.kill()
             launch.process.wait()
         return {agent.name: agent.stop() for agent in self.agents}
+
+
+def has_point(folder, batch):
+    """True when the store of a dead MLflow server already holds the last point of a batch."""
+    spool, site, run, writer, last = batch
+    events = []
+    for path in sorted(glob.glob(os.path.join(spool, "sites", site, "runs", run, writer, "*.jsonl"))):
+        with open(path, "rb") as file:
+            events += map(valid, file.read().splitlines(keepends=True))
+    points = [e for e in events if e and e.get("type") == "metrics" and last - 1 <= e["seq"] <= last]
+    if not points:
+        return False
+    name = next(iter(points[-1]["metrics"]))
+    wanted = (run, name, points[-1]["step"], points[-1]["time"] // 1_000_000)
+    with closing(sqlite3.connect(f"file:{folder}/server.db?mode=ro", uri=True, timeout=10)) as db:
+        sql = (
+            "SELECT count(*) FROM metrics m JOIN tags t ON t.run_uuid = m.run_uuid AND t.key = 'spoolagent.run' "
+            "WHERE t.value = ? AND m.key = ? AND m.step = ? AND m.timestamp = ?"
+        )
+        return db.execute(sql, wanted).fetchone()[0] > 0
 
 
 def children(pid):

@@ -23,7 +23,8 @@ class MlflowServer:
     """A tracking server on SQLite, with proxied artifacts, in `folder`. A context manager.
 
     `uri` is its tracking URI. `kill()` ends it with SIGKILL, `restart()` starts it again on the same port and
-    store, `stop_answering()` / `answer_again()` freeze and thaw it (a server that hangs).
+    store (`start()` does not wait until it answers), `stop_answering()` / `answer_again()` freeze and thaw it (a
+    server that hangs).
     """
 
     def __init__(self, folder):
@@ -48,6 +49,11 @@ class MlflowServer:
 
     def restart(self):
         """Starts the server and returns when it answers."""
+        self.start()
+        self._wait()
+
+    def start(self):
+        """Starts the server."""
         self.kill()
         env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         env |= {
@@ -63,17 +69,20 @@ class MlflowServer:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=env, cwd=self.folder, start_new_session=True
             )
-        self._wait()
+
+    def is_answering(self):
+        """True when it answers now."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return answer.status == 200
+        except (OSError, urllib.error.URLError):
+            return False
 
     def _wait(self):
         deadline = time.monotonic() + START_DEADLINE_S
         while True:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except (OSError, urllib.error.URLError):
-                pass
+            if self.is_answering():
+                return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"mlflow server did not start:\n{self.log}")
             time.sleep(0.1)

@@ -219,6 +219,7 @@ class Actions:
         for record in world.records.values():
             if record.client == client:
                 known = record.vanishing_from
+                record.destroyed.update(record.unsure)
                 record.vanishing_from = record.synced + 1 if known is None else min(known, record.synced + 1)
 
     def _client_down(self, client):

@@ -6,9 +6,10 @@ import os
 import struct
 
 import orjson
+from model_journal import seq_of
 from model_process import Violation
 
-from spoolagent.format.layout import AGENT_DIR, iter_streams
+from spoolagent.format.layout import AGENT_DIR, iter_streams, list_segments, segment_name, stream_dir
 
 ROUNDS = 150
 PATIENCE = (61.0, 61.0, 86_401.0, 86_401.0, 61.0)
@@ -322,13 +323,25 @@ class Aftermath:
                 latest = [r for r in records if r.attempt == max(r.attempt for r in records)]
                 if not all(r.ended for r in latest):
                     continue
-                states = [r.status or "killed" for r in latest]
+                states = [self._said(r) for r in latest]
                 worst = next(s for s in ("failed", "killed", "finished") if s in states)
                 told = tracker.statuses.get(run)
                 need(
                     told is not None and told.status == worst,
                     f"effective once: {name} shows run {run} as {told and told.status}, it is {worst}",
                 )
+
+    def _said(self, record):
+        """What its `run_end` says. One that got into the file counts, though its writer died before it knew."""
+        if record.status:
+            return record.status
+        folder = stream_dir(self.world.spools[record.client], record.key)
+        for first in list_segments(folder):
+            with open(os.path.join(folder, segment_name(first)), "rb") as file:
+                for line in file:
+                    if seq_of(line) is not None and (event := json.loads(line))["type"] == "run_end":
+                        return event["status"]
+        return "killed"
 
     def _fresh(self):
         """Liveness: a fresh event arrives, soon."""

@@ -22,6 +22,8 @@ class Record:
     """seq -> n of each event whose append returned without counting a drop."""
     synced: int = 0
     """Everything through this seq was promised to be on disk."""
+    unsure: set = field(default_factory=set)
+    """Seqs that are in the file though their append counted a drop: their fsync failed, a power cut may take them."""
     vanishing_from: int | None = None
     """A power cut came when this seq and later ones were not yet promised to be on disk."""
     destroyed: set = field(default_factory=set)

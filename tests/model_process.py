@@ -9,6 +9,7 @@ import os
 
 from greenlet import getcurrent, greenlet
 
+from spoolagent.format import durable
 from spoolagent.format.durable import set_fault
 
 HINTS = ("sweep", "sweep", "lost", "all")
@@ -95,10 +96,11 @@ class Kernel:
     def run(self, process, call, *given):
         """Switches into `process` until it waits, pauses or ends."""
         before, self.current = self.current, process
+        sure, durable._sure = durable._sure, process.sure
         try:
             return call(*given)
         finally:
-            self.current = before
+            self.current, durable._sure = before, sure
             if self.violation is not None:
                 raise self.violation
 
@@ -129,6 +131,8 @@ class Process:
         self.hit = 0
         """Faults that hit it."""
         self.state = "idle"
+        self.sure = set()
+        """Its `durable._sure`: what it knows to be on disk, which another process does not."""
         self._green = None
 
     def meet(self, operation, path):

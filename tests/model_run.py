@@ -5,6 +5,7 @@ import random
 import shutil
 import tempfile
 import traceback
+from collections import Counter
 
 from model_actions import Actions, draw, draw_config
 from model_checks import Aftermath
@@ -15,8 +16,7 @@ GROUP = 25
 """Schedules in one test."""
 LENGTHS = (15, 30, 60, 120)
 _SHM = "/dev/shm"
-total = {"schedules": 0, "repeats": 0, "commits": 0, "kills": 0, "power": 0, "actions": 0, "operations": 0}
-points = {}
+_total = Counter()
 
 
 def scratch():
@@ -63,13 +63,24 @@ def _end(world):
 
 
 def _count(world, actions):
-    total["schedules"] += 1
-    total["actions"] += len(actions)
-    total["operations"] += world.kernel.operations
-    for name in ("repeats", "commits", "kills", "power"):
-        total[name] += world.stats[name]
-    for name, count in world.kernel.seen.items():
-        points[name] = points.get(name, 0) + count
+    stats = world.stats
+    _total.update(
+        {
+            "schedules": 1,
+            "actions": len(actions),
+            "durable operations": world.kernel.operations,
+            "commits": stats["commits"],
+            "repeated deliveries": stats["repeats"],
+            "kills": stats["kills"],
+            "power cuts": stats["power"],
+        }
+    )
+    _total.update({f"faults at {name}": count for name, count in world.kernel.seen.items()})
+
+
+def counts():
+    """What was done so far in this process."""
+    return dict(_total)
 
 
 def outcome(config, actions):
@@ -129,8 +140,3 @@ def shrunk_text(seed, failed):
     trace = "".join(traceback.format_exception(found)[-6:]) if found is not None else ""
     lines = "\n".join(f"    {action}," for action in actions)
     return f"seed {seed}: {failed}\n{trace}\nCONFIG = {config}\nACTIONS = [\n{lines}\n]"
-
-
-def summary():
-    """What was done so far."""
-    return f"{total} faults at {points}"

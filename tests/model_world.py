@@ -217,7 +217,7 @@ class World:
             self.n += 1
             n = self.n
             name, fields = self._fields(n, kind, writer)
-            dropped, before = writer.dropped, writer.writer
+            dropped, before, seq = writer.dropped, writer.writer, writer.seq
             for key_writer in {before, writer.writer}:
                 self._try(writer, key_writer, client, n, name, fields)
             writer.append(name, fields)
@@ -227,6 +227,8 @@ class World:
                 record.acked[writer.seq] = n
                 if writer.options.durability == "always" and not writer._dirty:  # else the disk refused
                     record.synced = writer.seq
+            elif writer.writer == before and writer.seq > seq:
+                self.record(writer, client).unsure.update(range(seq + 1, writer.seq + 1))
 
     def _try(self, writer, name, client, n, kind, fields):
         key = StreamKey(writer.site, writer.run, name)

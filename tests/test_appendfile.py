@@ -6,6 +6,7 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_facts import counted
 from tb_help import Killed, clone, cuts, killed_at, plant, tree, without_fsync
 
 from spoolagent.errors import Unreachable
@@ -44,6 +45,7 @@ def test_batches_are_appended_and_the_length_is_in_the_state(tmp_path):
     assert os.stat(tmp_path / "f-001").st_mode & 0o777 == 0o600
 
 
+@pytest.mark.bytes
 @without_fsync()
 def test_a_crash_at_every_byte_ends_in_the_same_bytes(tmp_path):
     """Two files in one delivery, one of them new: cut at each byte, the same batch completes both."""
@@ -60,7 +62,7 @@ def test_a_crash_at_every_byte_ends_in_the_same_bytes(tmp_path):
     state.rollback()  # what was committed by a checkpoint stays
     after = tree(root)
     made = list(cuts(before, after, ["f-001", "sub-1"]))
-    for files in made:
+    for files in counted("any file target, crash", made):
         plant(root, files)
         again = clone(state)
         deliver(again, TWO, ONE)

@@ -451,7 +451,8 @@ def old_database(tmp_path):
         tables = [row[0] for row in new.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         rows = {name: new.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
     os.unlink(path)
-    for leftover in (f"{path}-wal", f"{path}-shm"):
+    mirror = os.path.join(os.path.dirname(path), "state.mirror")
+    for leftover in (f"{path}-wal", f"{path}-shm", mirror, f"{mirror}-wal", f"{mirror}-shm"):
         if os.path.exists(leftover):
             os.unlink(leftover)
     with sqlite3.connect(path) as old:
@@ -504,8 +505,9 @@ def test_marking_in_a_database_of_version_1(tmp_path):
 
 def test_a_later_database_is_refused(tmp_path):
     receiver, _ = with_dead(tmp_path, 3)
-    with sqlite3.connect(os.path.join(folder_of(tmp_path, receiver), "state.sqlite")) as db:
-        db.execute("PRAGMA user_version=9")
+    for name in ("state.sqlite", "state.mirror"):
+        with sqlite3.connect(os.path.join(folder_of(tmp_path, receiver), name)) as db:
+            db.execute("PRAGMA user_version=9")
     with pytest.raises(SpoolError, match="version 9, this version uses 3: upgrade"):
         Store(str(tmp_path), receiver.identity)
 

@@ -29,6 +29,8 @@ import pytest
 import shipping_help
 from cli_help import forked
 from plain_reader import read_stream
+from report_facts import counted
+from sizes import EVERY_BYTE as EVERY
 from spool_help import make_writer, write_metrics
 from tb_help import event_files, records, without_fsync
 from test_worker import Agent, Crash, simple
@@ -41,12 +43,14 @@ from spoolagent.format.header import read_segment_header
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool
 from spoolagent.serving import sums
+from spoolagent.serving.changes import Commit, StreamFacts
+from spoolagent.serving.database import open_checked
 from spoolagent.serving.registry import load_receiver
 from spoolagent.serving.status import read_status
-from spoolagent.serving.store import Commit, Store, StreamFacts, target_dir
+from spoolagent.serving.store import Store, target_dir
 from spoolagent.testing import MemoryReceiver
 
-EVERY = bool(os.environ.get("SPOOLAGENT_EVERY_BYTE"))
+pytestmark = pytest.mark.bytes
 
 
 @pytest.fixture
@@ -150,13 +154,20 @@ def work(spool, receiver):
     Agent(spool, receiver, max_events=3, patience_s=5.0).run(passes=60)
 
 
+class Patient(Agent):
+    """An hour goes by at each wait: also what a server waits a day for is given up."""
+
+    def wait(self, timeout_s):
+        super().wait(3600.0)
+
+
 def test_a_segment_through_the_worker(place):
     hurt = Hurt(place)
     assert len(hurt.segments) >= 3
     seen = {"lost": 0, "waited": 0, "bad": 0}
     for path in hurt.segments:
         whole, is_last = read(path), path == hurt.segments[-1]
-        for kind, at, damaged in damages(whole, 11):
+        for kind, at, damaged in counted("a segment, through the worker", damages(whole, 11)):
             hurt.forget()
             write(path, damaged)
             receiver, why = MemoryReceiver(), (os.path.basename(path), kind, at)
@@ -192,7 +203,7 @@ def test_a_segment_that_was_cut_is_ended_and_counted(place):
     hurt = Hurt(place)
     path = hurt.segments[-1]
     whole = read(path)
-    for at in sampled(len(whole), 9):
+    for at in counted("a last segment that was cut", sampled(len(whole), 9)):
         hurt.forget()
         write(path, whole[:at])
         end_dead_stream(hurt.folder, DeathWatch())
@@ -210,7 +221,7 @@ def test_a_segment_through_ship(place):
     refused = 0
     for path in hurt.segments:
         whole = read(path)
-        for kind, at, damaged in damages(whole, 131):
+        for kind, at, damaged in counted("a segment, through ship", damages(whole, 131)):
             hurt.forget()
             shutil.rmtree(away, ignore_errors=True)
             write(path, damaged)
@@ -223,7 +234,12 @@ def test_a_segment_through_ship(place):
             again = shipping_help.ship_once(home, away, patience_s=0.0)
             work(away, receiver)
             left, lost, _ = conserved(hurt, away, receiver, why)
-            assert not left or again.exit_code != 0 or again.complete < again.streams, (why, left, lost)
+            if left and again.exit_code == 0 and again.complete == again.streams:
+                # A bad line was given up, but what became of the seq in it is not known without the seal that was
+                # glued to it. The bytes that came since are behind the cursor.
+                Patient(away, receiver, max_events=3, patience_s=5.0).run(passes=60)
+                left, lost, _ = conserved(hurt, away, receiver, why)
+                assert left == [] and len(lost) == 1, (why, left, lost)
             refused += report.exit_code != 0 or report.complete < report.streams or bool(waits)
         write(path, whole)
     assert refused > 10
@@ -237,7 +253,8 @@ def test_any_damage_to_pruned_json(place):
     os.unlink(hurt.segments[0])
     path = os.path.join(hurt.folder, layout.PRUNED_FILE)
     whole = encode_line({"through": second - 1, "prev": prev, "time": 7})
-    for number, (kind, at, damaged) in enumerate([("whole", 0, whole), *damages(whole)], 7):
+    tried = counted("pruned.json", [("whole", 0, whole), *damages(whole)])
+    for number, (kind, at, damaged) in enumerate(tried, 7):
         hurt.forget()
         write(path, damaged)
         receiver = MemoryReceiver()
@@ -369,37 +386,33 @@ class Interrupted:
         return status.applied
 
     def try_with(self, name, damaged, why):
-        """Works with a damaged file. True when it was noticed."""
+        """Works with a damaged file. True when it was noticed: then the mirror took over, and nobody had to come."""
         self.put_back()
         write(self.database + name, damaged)
-        before = self.target.content()
-        said = ""
-        try:
-            self.run(self.target.make())
-        except SpoolError as error:
-            said = str(error)
-        if said:
-            assert self.database in said and "ut a backup" in said and "\n" not in said, (why, said)
-            assert self.target.content() == before, f"{why}: something was delivered"
-            (status,) = read_status(self.spool)
-            # Reading works when the header forbids writing: only a worker can tell.
-            assert "not to be written" in said or status.state == "damaged", (why, said, status)
-            return True
+        self.run(self.target.make())
         assert self.target.content() == self.want, f"{why}: lost, or delivered twice"
         assert self.delivered() == self.applied, why
-        return False
+        (status,) = read_status(self.spool)
+        assert not status.error, (why, status)
+        return "its mirror has taken its place" in status.recovered
 
-    def recover(self, why):
-        """The operator's step."""
-        for leftover in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.database + leftover)
-        kept = self.database.replace(self.agent, self.agent + ".kept")
-        for name in ("", "-wal"):  # the backup was made by copying both
-            if os.path.exists(kept + name):
-                shutil.copy(kept + name, self.database + name)
-        self.run(self.target.make())
-        assert self.target.content() == self.want, why
+    def without_mirror(self, damaged, why):
+        """Both are damaged: nothing is delivered, and one line says what to do."""
+        self.put_back()
+        mirror = os.path.join(self.folder, "state.mirror")
+        for path in (self.database, mirror):
+            write(path, damaged)
+            for side in ("-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + side)
+        before = self.target.content()
+        with pytest.raises(SpoolError) as caught:
+            self.run(self.target.make())
+        said = str(caught.value)
+        assert self.database in said and "ut a backup" in said and "\n" not in said, (why, said)
+        assert self.target.content() == before, f"{why}: something was delivered"
+        (status,) = read_status(self.spool)
+        assert status.state == "damaged", (why, said, status)
 
 
 def step_of(target, memory, files):
@@ -433,7 +446,7 @@ def test_a_flipped_bit_in_the_cursor_database(place, target):
         if case.try_with("", flip(whole, at), at):
             noticed += 1
             if number % 40 == 0:
-                case.recover(at)
+                case.without_mirror(flip(whole, at), at)
         else:
             silent.append(at)
     # Bytes that mean nothing: counters of the file's header, unused space, lengths of free blocks, sequence numbers.
@@ -469,7 +482,7 @@ def test_the_cursor_database_cut(place, target):
     for number, at in enumerate(ends):
         assert case.try_with("", whole[:at], at), f"cut at {at}, unnoticed"
         if number % 40 == 0:
-            case.recover(at)
+            case.without_mirror(whole[:at], at)
 
 
 @pytest.mark.parametrize("target", [Memory, Jsonl, TensorBoard])
@@ -485,7 +498,7 @@ def test_the_log_of_the_cursor_database(place, target):
     }
     ends = sorted({*range(0, 32, 3), *frames, *range(0, len(log), step)})
     for at in ends:
-        assert not case.try_with("-wal", log[:at], ("cut", at)), at
+        case.try_with("-wal", log[:at], ("cut", at))
         case.try_with("-wal", flip(log, at), ("flipped", at))
     case.put_back()
     os.unlink(case.database + "-wal")  # all of it
@@ -517,25 +530,15 @@ def test_a_log_that_lost_its_end_after_it_was_copied_into_the_database(place):
         write(store.path, database)
         write(store.path + "-wal", log[:cut])
         with pytest.raises(sums.Damaged, match="checksum"):
-            Store(place, "memory:")
+            open_checked(store.path, was_made=True)
     write(store.path, database)
     write(store.path + "-wal", log)
     with Store(place, "memory:") as store:
         assert store.get("a") == 1 and store.count("dead") == 1
 
 
-@pytest.mark.parametrize("damage", ["row", "missing", "empty", "malformed", "schema"])
-def test_a_damaged_database_in_the_commands(place, damage):
-    """`replay` ends with one line and code 1, `status` says the same, and both are well again with the backup."""
-    spool, out = os.path.join(place, "spool"), os.path.join(place, "events.jsonl")
-    simple(spool, count=8)
-    assert forked("replay", spool, "--to", f"jsonl:{out}", cwd=place).returncode == 0
-    (folder,) = (s.folder for s in read_status(spool))
-    path = os.path.join(folder, "state.sqlite")
-    whole, want = read(path), read(out)
-    writer = make_writer(spool, run="run-2")
-    write_metrics(writer, 2)
-    writer.close()
+def damage_to(path, damage):
+    whole = read(path)
     if damage == "row":
         assert whole.count(b'"number":1') == 1
         write(path, whole.replace(b'"number":1', b'"number":3'))
@@ -545,6 +548,55 @@ def test_a_damaged_database_in_the_commands(place, damage):
         write(path, whole.replace(b"CREATE TABLE kv ", b"CREATE TABLE jv ", 1))
     else:
         write(path, b"" if damage == "empty" else whole[: len(whole) // 2])
+
+
+def delivered_and_more(place):
+    """A spool that is delivered, and in which a second run was written since: (its path, the target, its bytes, folder)."""
+    spool, out = os.path.join(place, "spool"), os.path.join(place, "events.jsonl")
+    simple(spool, count=8)
+    assert forked("replay", spool, "--to", f"jsonl:{out}", cwd=place).returncode == 0
+    (folder,) = (s.folder for s in read_status(spool))
+    want = read(out)
+    writer = make_writer(spool, run="run-2")
+    write_metrics(writer, 2)
+    writer.close()
+    return spool, out, want, folder
+
+
+DAMAGES = ["row", "missing", "empty", "malformed", "schema"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_database_in_the_commands(place, damage):
+    """`replay` says in one line that the mirror took over, and goes on; `status` keeps it on record."""
+    spool, out, want, folder = delivered_and_more(place)
+    path = os.path.join(folder, "state.sqlite")
+    damage_to(path, damage)
+    shown = forked("status", spool, cwd=place)
+    assert shown.returncode == 0 and "its mirror takes its place when a worker starts" in shown.stdout
+    (status,) = read_status(spool)
+    assert status.state == "damaged" and status.applied == 10, status
+    done = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "was found damaged" in line]
+    assert path in line and "its mirror has taken its place" in line
+    assert os.path.exists(os.path.join(folder, "damaged.sqlite")) == (damage != "missing")
+    more = [json.loads(line) for line in read(out).removeprefix(want).splitlines()]
+    assert [x.get("seq") for x in more] == [1, 2, 3, None] and {x["run"] for x in more} == {"run-2"}
+    (status,) = read_status(spool)
+    assert status.state == "not running" and not status.error and "was found damaged" in status.recovered
+    again = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
+    assert again.returncode == 0 and "damaged" not in again.stderr, "it is said once"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_both_copies_damaged_in_the_commands(place, damage):
+    """`replay` ends with one line and code 1, `status` says the same, and both are well again with the backup."""
+    spool, out, want, folder = delivered_and_more(place)
+    path, mirror = os.path.join(folder, "state.sqlite"), os.path.join(folder, "state.mirror")
+    whole = read(path)
+    damage_to(path, damage)
+    damage_to(mirror, damage)
     done = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "is damaged" in line]
@@ -554,12 +606,12 @@ def test_a_damaged_database_in_the_commands(place, damage):
     shown = forked("status", spool, cwd=place)
     assert shown.returncode == 0 and "is damaged" in shown.stdout, shown
     write(path, whole)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(mirror)
     done = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
     assert done.returncode == 0, done.stderr
     more = [json.loads(line) for line in read(out).removeprefix(want).splitlines()]
-    assert [line.get("seq") for line in more] == [1, 2, 3, None] and {line["run"] for line in more} == {
-        "run-2"
-    }
+    assert [x.get("seq") for x in more] == [1, 2, 3, None] and {x["run"] for x in more} == {"run-2"}
     (status,) = read_status(spool)
     assert status.state == "not running"
 
@@ -651,13 +703,13 @@ def scalars(path):
 def test_a_damaged_event_file(place):
     half = Half(place, "tensorboard", "tfevents")
     later = [(step, "loss", step / 8) for step in range(6, 12)]
-    for at in sampled(len(half.half), 7):
+    for at in counted("an event file, cut", sampled(len(half.half), 7)):
         files = half.after(half.half[:at])
         assert files[0] == half.file and len(files) == 2, at
         assert read(half.file) == half.half[:at], "what is there is left alone"
         assert event_files(os.path.dirname(half.file)) == files, "the new one comes later"
         assert scalars(files[1]) == later
-    for at in sampled(len(half.half), 23):
+    for at in counted("an event file, flipped", sampled(len(half.half), 23)):
         assert half.after(flip(half.half, at)) == [half.file]
         assert read(half.file) == flip(half.whole, at)
 
@@ -665,12 +717,12 @@ def test_a_damaged_event_file(place):
 def test_a_damaged_wandb_log(place):
     half = Half(place, "wandb:offline", ".wandb")
     first = half.file
-    for at in sampled(len(half.half), 31):
+    for at in counted("a .wandb log, cut", sampled(len(half.half), 31)):
         files = [path for path in half.after(half.half[:at]) if path != first]
         assert read(first) == half.half[:at], "what is there is left alone"
         assert len(files) == 1, (at, files)
         rows = [(row["_step"], row["loss"]) for row in rows_of(read_records(files[0])) if "loss" in row]
         assert rows == [(step, step / 8) for step in range(5, 12)], (at, rows)  # 5 was open yet
-    for at in sampled(len(half.half), 97):
+    for at in counted("a .wandb log, flipped", sampled(len(half.half), 97)):
         assert half.after(flip(half.half, at)) == [first]
         assert read(first) == flip(half.whole, at)

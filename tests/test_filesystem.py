@@ -243,6 +243,26 @@ def test_a_spool_restored_from_an_old_backup_under_newer_cursors(tmp_path):
     assert done.drained, done.blocked
 
 
+def test_a_killed_stream_whose_only_header_is_damaged_is_ended_where_it_was_born(tmp_path):
+    """The header says where that is. So does LIVE, which is never shipped."""
+    spool = tmp_path / "spool"
+    writer = make_writer(spool)
+    write_metrics(writer, 3)
+    folder = writer._dir
+    writer._close_files()
+    Path(folder, "LIVE").write_text("its writer was killed")
+    segment = Path(folder, layout.segment_name(1))
+    segment.write_bytes(b"#" + segment.read_bytes()[1:])
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(spool, elsewhere, ignore=shutil.ignore_patterns("LIVE", "spool.json"))
+    for place in (spool, elsewhere):
+        undertaker = Undertaker(create_spool(str(place)), stale_after_s=0.0)
+        undertaker.sweep()
+        undertaker.sweep()
+    assert read_end(folder, 1).last == 4
+    assert not list(elsewhere.rglob("*.end"))
+
+
 def test_a_clock_that_jumps_back(tmp_path, monkeypatch):
     """Wall times stay as recorded, the order is that of the calls, no segment is rotated for it."""
     spool, now = tmp_path / "spool", [1_700_000_000_000_000_000]
@@ -485,6 +505,7 @@ def make(spool, what):
     subprocess.run(command, env=clean_env(), check=True, timeout=3000)
 
 
+@pytest.mark.figures
 def test_memory_and_open_files_do_not_grow_with_what_waits(in_memory, capsys):
     found = {}
     for count in (100_000, WAITING):
@@ -524,6 +545,7 @@ def cpu_s(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.figures
 def test_memory_and_open_files_do_not_grow_with_the_streams(in_memory, capsys):
     """A server's spool, half of its streams open; then one new event, which must not wait for the others."""
     found = {}

@@ -9,6 +9,7 @@ import pytest
 from cli_help import key_of, read, segment_of, write, write_and_die, write_stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from report_facts import counted
 
 from spoolagent.errors import UsageError
 from spoolagent.format import blobs
@@ -83,11 +84,12 @@ def test_no_spool(tmp_path):
         check(str(tmp_path / "none"))
 
 
+@pytest.mark.bytes
 def test_any_flipped_bit_of_a_segment_is_found(spool):
     write_stream(spool, events=2)
     path = segment_of(spool)
     whole = read(path)
-    for place in range(len(whole)):
+    for place in counted("fsck, segment flipped", range(len(whole))):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << random.randrange(8)
         write(path, damaged)
@@ -96,11 +98,12 @@ def test_any_flipped_bit_of_a_segment_is_found(spool):
     assert check(spool) == []
 
 
+@pytest.mark.bytes
 def test_any_truncation_of_a_closed_stream_is_noticed(spool):
     write_stream(spool, events=2)
     path = segment_of(spool)
     whole = read(path)
-    for length in range(len(whole)):
+    for length in counted("fsck, segment cut", range(len(whole))):
         write(path, whole[:length])
         found = messages(spool, "error") + messages(spool, "warning")
         assert found, f"cut to {length} bytes"

@@ -1,5 +1,6 @@
 """What is on disk before what: nothing is acknowledged, delivered or named that a power cut could still take away."""
 
+import errno
 import os
 
 import pytest
@@ -105,3 +106,53 @@ def test_a_blob_whose_fsync_fails_has_no_name(tmp_path):
         set_fault(None)
     blobs = [name for _, _, names in os.walk(tmp_path / "sites" / "site-1" / "blobs") for name in names]
     assert len(blobs) == 1
+
+
+def test_a_directory_of_ours_whose_parent_cannot_be_fsynced_is_not_taken_for_durable(tmp_path):
+    """The target's disk gave EACCES twice; the second time it was taken for a directory above the spool."""
+    path = tmp_path / "spool" / "sites"
+    path.parent.mkdir(mode=0o700)
+
+    def refused(operation, name):
+        if operation == "fsync" and name == str(path.parent):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    set_fault(refused)
+    try:
+        for _ in range(3):
+            with pytest.raises(PermissionError):
+                durable.make_dirs(str(path))
+    finally:
+        set_fault(None)
+    durable.make_dirs(str(path))
+
+
+def test_a_directory_that_is_named_by_a_descriptor_has_no_parent_to_fsync(tmp_path, seen, monkeypatch):
+    """So a shipper names its target; a new process asked the kernel to fsync /proc/self/fd."""
+    monkeypatch.setattr(durable, "_sure", set())
+    spool = tmp_path / "spool"
+    spool.mkdir(mode=0o700)
+    fd = os.open(spool, os.O_RDONLY)
+    try:
+        durable.make_dirs(f"/proc/self/fd/{fd}/sites/a")
+    finally:
+        os.close(fd)
+    assert (spool / "sites" / "a").is_dir()
+    root = f"/proc/self/fd/{fd}"
+    assert [path for operation, path in seen if operation == "fsync"] == [root, f"{root}/sites"]
+
+
+def test_a_directory_above_the_spool_may_refuse_its_fsync(tmp_path):
+    path = tmp_path / "others" / "spool"
+    path.parent.mkdir(mode=0o755)
+    path.mkdir(mode=0o700)
+
+    def refused(operation, name):
+        if operation == "fsync" and name == str(path.parent):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    set_fault(refused)
+    try:
+        durable.make_dirs(str(path))
+    finally:
+        set_fault(None)

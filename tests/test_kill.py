@@ -1,8 +1,9 @@
-"""SIGKILL of the writer, the shipper, a worker and the supervisor at random moments, under load, again and again.
+"""SIGKILL of writer, shipper, worker, supervisor and MLflow server at random moments, under load, again and again.
 
 One pipeline of real processes: writers with four APIs -> client spool -> `ship` -> server spool -> two `serve`, one
 to TensorBoard, W&B offline and JSON lines, one to an MLflow server over HTTP. Then every tracker is read with its
-own reader and counted under its own identity of a point. SPOOLAGENT_KILLS is how often each kind dies.
+own reader and counted under its own identity of a point. SPOOLAGENT_KILLS says how many of our processes die, a
+quarter of them of each kind; the MLflow server dies once for each hundred of these, and hangs as often.
 """
 
 import os
@@ -12,30 +13,42 @@ from collections import Counter
 
 import pytest
 from kill_count import EXIT_CODES, Issued, in_jsonl, in_mlflow, in_tensorboard, in_wandb
-from kill_help import KINDS, RECEIVERS, Crew, count, query, told
+from kill_help import KINDS, OUTAGES, RECEIVERS, Crew, count, query, told
 from kill_writer import value
 from mlflow_help import client_of
+from report_facts import add
+from sizes import KILLS, fresh_seed
 from spool_help import streams, until
 
-KILLS = int(os.environ.get("SPOOLAGENT_KILLS", "6"))
-SEED = int(os.environ.get("SPOOLAGENT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-DEADLINE_S = 240 + 12 * KILLS
+SEED = fresh_seed()
+QUOTA = dict.fromkeys(KINDS, -(-KILLS // len(KINDS))) | dict.fromkeys(OUTAGES, KILLS // 100)
+QUOTA["MLflow server"] = max(1, QUOTA["MLflow server"])
+DEADLINE_S = 300 + 4 * KILLS
 
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(3 * DEADLINE_S)]
 
 
 def torment(crew):
-    """Kills each kind KILLS times while everything is at work."""
-    done, deadline = Counter(dict.fromkeys(KINDS, 0)), time.monotonic() + DEADLINE_S
-    while any(done[kind] < KILLS for kind in KINDS):
+    """Kills each kind as often as QUOTA says while everything is at work."""
+    done, deadline = Counter(dict.fromkeys(QUOTA, 0)), time.monotonic() + DEADLINE_S
+    while any(done[kind] < QUOTA[kind] for kind in QUOTA):
         assert time.monotonic() < deadline, f"killed only {done} in {DEADLINE_S} s"
         crew.keep()
         crew.write()
         time.sleep(crew.rng.uniform(0.02, 0.3))  # not a synchronisation: the moment of the kill is chance
-        # In step: restarts of workers back off more and more while their supervisor lives.
-        kind = crew.rng.choice([kind for kind in KINDS if done[kind] < min(KILLS, min(done.values()) + 4)])
+        kind = crew.rng.choice(due(done))
         done[kind] += crew.kill(kind)
     return done
+
+
+def due(done):
+    """Kinds whose turn it may be. In step: restarts of workers back off more and more while their supervisor lives."""
+    least = min(done[kind] for kind in KINDS)
+    kinds = [kind for kind in KINDS if done[kind] < min(QUOTA[kind], least + 4)]
+    share = sum(done[kind] for kind in KINDS) / sum(QUOTA[kind] for kind in KINDS)
+    return kinds + [
+        kind for kind in OUTAGES if done[kind] < QUOTA[kind] and done[kind] <= share * QUOTA[kind]
+    ]
 
 
 def settle(crew):
@@ -64,7 +77,7 @@ def _has_all(folder, lengths, runs):
 
 def test_random_kills_lose_nothing_and_double_nothing(tmp_path, mlflow_server, capsys):
     rng = random.Random(SEED)
-    crew = Crew(tmp_path, mlflow_server.uri, f"kill-{os.getpid()}-{SEED}", rng)
+    crew = Crew(tmp_path, mlflow_server, f"kill-{os.getpid()}-{SEED}", rng)
     began = time.monotonic()
     try:
         done = torment(crew)
@@ -73,8 +86,12 @@ def test_random_kills_lose_nothing_and_double_nothing(tmp_path, mlflow_server, c
         codes = crew.stop()
     finally:
         crew.stop()
+        if not mlflow_server.is_answering():  # it is the session's
+            mlflow_server.restart()
     drained_at = time.monotonic()
     issued = Issued(streams(crew.client))
+    tell(crew, done)
+    add("kill loop", writers=len(crew.launches), runs=len(issued.runs))
     totals = check_all(crew, issued)
     assert codes == {"ship": 0, "files": 0, "mlflow": 0}
     assert crew.surprises() == []
@@ -82,11 +99,24 @@ def test_random_kills_lose_nothing_and_double_nothing(tmp_path, mlflow_server, c
         print(
             f"\nseed {SEED}: kills {dict(done)} ({dict(crew.killed_workers)}), {len(crew.launches)} writers, "
             f"{len(issued.runs)} runs, {totals}; died with a batch named: {dict(crew.named)} of {crew.looks} looks; "
-            f"{tormented - began:.0f} s of kills, {drained_at - tormented:.0f} s to drain, "
-            f"{time.monotonic() - drained_at:.0f} s to count"
+            f"outages with a batch in flight: {dict(crew.tracker.in_flight)}, in the store: "
+            f"{dict(crew.tracker.applied)}; {tormented - began:.0f} s of kills, {drained_at - tormented:.0f} s to "
+            f"drain, {time.monotonic() - drained_at:.0f} s to count"
         )
-    if KILLS >= 20:
+    if KILLS >= 80:
         assert sum(crew.named.values()) >= 1, "no kill met a worker between naming and committing a batch"
+        assert sum(crew.tracker.in_flight.values()) >= 1, "no outage of MLflow met a batch in flight"
+
+
+def tell(crew, done):
+    """For the report."""
+    frozen = OUTAGES[1]
+    add("SIGKILLs", **{kind: number for kind, number in done.items() if kind != frozen})
+    add("kill loop", seed=[SEED], **{frozen: done[frozen]})
+    add("workers killed", **crew.killed_workers)
+    add("workers killed with a batch in flight", **crew.named)
+    add("MLflow's outages with a batch in flight", **crew.tracker.in_flight)
+    add("batches in MLflow's store though nobody had said so", **crew.tracker.applied)
 
 
 def check_all(crew, issued):
@@ -149,12 +179,12 @@ def check_jsonl(crew, issued):
     }
     assert events == want
     assert {run: states.get(run) for run in issued.runs} == {run: issued.status(run) for run in issued.runs}
-    return tally(sum(map(len, want.values())), sum(map(len, events.values())))
+    return tally("jsonl", sum(map(len, want.values())), sum(map(len, events.values())))
 
 
 def check_tensorboard(crew, issued):
     want = {run: issued.tensorboard(run) for run in issued.runs}
-    return compared(want, {run: in_tensorboard(crew.path("tb"), run) for run in issued.runs})
+    return compared("tensorboard", want, {run: in_tensorboard(crew.path("tb"), run) for run in issued.runs})
 
 
 def check_wandb(crew, issued):
@@ -163,7 +193,7 @@ def check_wandb(crew, issued):
         have[run], exits = in_wandb(crew.path("wandb"), run)
         assert exits[-1] == EXIT_CODES[issued.status(run)], (run, exits, issued.status(run))
         assert None not in exits, (run, exits)
-    return compared(want, have)
+    return compared("wandb", want, have)
 
 
 def check_mlflow(crew, issued):
@@ -173,25 +203,40 @@ def check_mlflow(crew, issued):
     states = {run: found[0][0] for run, found in held.items()}
     assert states == {run: issued.status(run).upper() for run in issued.runs}
     return compared(
-        {run: issued.mlflow(run) for run in issued.runs}, {run: held[run][0][1] for run in issued.runs}
+        "mlflow",
+        {run: issued.mlflow(run) for run in issued.runs},
+        {run: held[run][0][1] for run in issued.runs},
     )
 
 
-def compared(want, have):
-    """Fails with what is lost and what is doubled, run by run; else how many were issued and delivered."""
-    wrong = {
-        run: {
-            "lost": (want[run] - have[run]).most_common(3),
-            "doubled": (have[run] - want[run]).most_common(3),
-        }
-        for run in want
-        if want[run] != have[run]
+def compared(name, want, have):
+    """Fails with what is lost, doubled and wrong, run by run; else how many were issued and delivered."""
+    found = {run: differences(want[run], have[run]) for run in want}
+    totals = {
+        kind: sum(runs[kind].total() for runs in found.values()) for kind in ("lost", "doubled", "wrong")
     }
-    assert not wrong
-    return tally(sum(c.total() for c in want.values()), sum(c.total() for c in have.values()))
+    add("points", **{name: totals})
+    assert not any(totals.values()), [
+        (run, kind, items.most_common(3))
+        for run, kinds in found.items()
+        for kind, items in kinds.items()
+        if items
+    ]
+    return tally(name, sum(c.total() for c in want.values()), sum(c.total() for c in have.values()))
 
 
-def tally(issued, delivered):
+def differences(want, have):
+    """Issued and not there; there more often than issued; never issued."""
+    more = have - want
+    return {
+        "lost": want - have,
+        "doubled": Counter({item: n for item, n in more.items() if item in want}),
+        "wrong": Counter({item: n for item, n in more.items() if item not in want}),
+    }
+
+
+def tally(name, issued, delivered):
     """For the line that is printed."""
+    add("points", **{name: {"issued": issued, "delivered": delivered}})
     assert issued == delivered > 0
     return f"{issued} = {delivered}"

@@ -12,12 +12,13 @@ from collections import Counter
 
 import pytest
 from kill_help import children, count, is_dead
+from report_facts import add
+from sizes import KILLS
 from spool_help import clean_env, make_writer, streams, until, write_metrics
 
 from spoolagent.format.spool import create_spool
 from spoolagent.serving.status import read_status
 
-KILLS = int(os.environ.get("SPOOLAGENT_KILLS", "6"))
 EVENTS = 800
 
 pytestmark = pytest.mark.kill
@@ -175,7 +176,7 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(tmp_path, victim):
     spool, rng = tmp_path / "spool", random.Random(7)
     finished_run(spool, EVENTS)
     config, out = configured(tmp_path, spool, max_events=3)
-    applied, named, kills = 0, 0, min(KILLS, 10)
+    applied, named, kills = 0, 0, min(KILLS // 4, 10)
     for life in range(kills):
         goal = applied + rng.randint(1, EVENTS // kills // 2)
         with Service(tmp_path, f"replay-{life}", "replay", "--config", config) as run:
@@ -192,6 +193,7 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(tmp_path, victim):
         applied = status.applied
         named += count(status.folder, "named")
     assert applied < EVENTS, "the last replay has nothing left to do"
+    add("SIGKILLs", **{victim: kills})
     last = replay(config)
     assert last.returncode == 0
     assert applied + delivered(last.stderr) == EVENTS + 2

@@ -39,8 +39,8 @@ from wandb_help import rows_of
 from spoolagent.contract import RunEnd
 from spoolagent.format.spool import create_spool
 from spoolagent.receivers.wandb_offline import WandbOffline
+from spoolagent.serving.changes import StreamFacts
 from spoolagent.serving.runs import StreamView, derive
-from spoolagent.serving.store import StreamFacts
 from spoolagent.testing import MemoryState, make_batch, make_stream
 
 RANKS = 8

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from report_facts import counted
 from spool_help import make_writer, write_metrics
 
 from spoolagent.format import layout
@@ -104,10 +105,11 @@ def conserved(issued, events, lost):
     )
 
 
+@pytest.mark.bytes
 def test_a_flipped_bit_at_every_byte_of_every_segment(stream, issued):
     for path in segments(stream):
         raw = open(path, "rb").read()
-        for at in range(len(raw)):
+        for at in counted("the reader, segment flipped", range(len(raw))):
             changed = bytearray(raw)
             changed[at] ^= 1 << (at % 8)
             open(path, "wb").write(changed)
@@ -130,10 +132,11 @@ def test_a_flipped_bit_at_every_byte_of_every_segment(stream, issued):
         open(path, "wb").write(raw)
 
 
+@pytest.mark.bytes
 def test_truncation_at_every_byte_of_every_segment(stream, issued):
     for path in segments(stream):
         raw = open(path, "rb").read()
-        for length in range(len(raw)):
+        for length in counted("the reader, segment cut", range(len(raw))):
             open(path, "wb").write(raw[:length])
             clock = Clock()
             last = path == segments(stream)[-1]
@@ -238,6 +241,7 @@ def test_a_dead_streams_end_ends_it_and_a_longer_file_voids_it(tmp_path):
     assert drain(reader)[3].state == "closed"
 
 
+@pytest.mark.bytes
 def test_a_flipped_bit_at_every_byte_of_an_end_is_as_if_it_were_missing(tmp_path):
     writer = make_writer(tmp_path / "s")
     write_metrics(writer, 2)
@@ -249,7 +253,7 @@ def test_a_flipped_bit_at_every_byte_of_an_end_is_as_if_it_were_missing(tmp_path
     end_dead_stream(stream, DeathWatch())
     path = os.path.join(stream, layout.end_name(1))
     raw = open(path, "rb").read()
-    for at in range(len(raw)):
+    for at in counted(".end flipped", range(len(raw))):
         changed = bytearray(raw)
         changed[at] ^= 1 << (at % 8)
         open(path, "wb").write(changed)

@@ -4,6 +4,7 @@ import os
 
 import orjson
 import pytest
+from report_facts import counted
 from tb_help import Killed, clone, cuts, killed_at, plant, tree, without_fsync
 
 from spoolagent.contract import RunEnd
@@ -77,6 +78,7 @@ def test_each_event_is_a_line_with_all_its_fields(tmp_path):
     assert list(read(path)[1]) == ["site", "run", "writer", "seq", "time", "type", "metrics", "step"]
 
 
+@pytest.mark.bytes
 @without_fsync()
 def test_a_crash_at_every_byte_gives_the_same_file(tmp_path):
     root, state = tmp_path / "t", MemoryState()
@@ -87,7 +89,7 @@ def test_a_crash_at_every_byte_gives_the_same_file(tmp_path):
     receiver.deliver(make_batch(STREAM, *SECOND, first_seq=3))
     state.rollback()
     after = tree(root)
-    for files in cuts(before, after, ["e.jsonl"]):
+    for files in counted("JSON lines, crash", cuts(before, after, ["e.jsonl"])):
         plant(root, files)
         other = clone(state)
         again = started(root / "e.jsonl", other)

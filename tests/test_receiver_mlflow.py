@@ -954,3 +954,17 @@ def test_requests_stay_within_the_limits(points, params, tags, key):
 def test_every_error_is_one_of_ours():
     for error in (OSError("disk"), ValueError("odd"), RuntimeError("boto")):
         assert isinstance(mlflow_errors.translate(error, "x"), SpoolError)
+
+
+def test_no_answer_is_never_a_refusal():
+    """Whatever error code MLflow puts around it: a dead letter for it would be a loss."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    from spoolagent.receivers.mlflow_errors import translate
+
+    for lost in (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
+        for code in (1, 1000, 4004):  # INTERNAL_ERROR, INVALID_PARAMETER_VALUE, BAD_REQUEST
+            error = MlflowException("API request failed", error_code=code)
+            error.__cause__ = lost("gone")
+            assert type(translate(error, "logging")) is Unreachable, (lost, code)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_facts import counted
 from tb_help import (
     Killed,
     accumulate,
@@ -297,6 +298,7 @@ def full_batch(bench):
     ]
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize("begun", [True, False])
 @without_fsync()
 def test_a_crash_at_every_byte_gives_the_same_files(tmp_path, begun):
@@ -317,7 +319,7 @@ def test_a_crash_at_every_byte_gives_the_same_files(tmp_path, begun):
     after, count = tree(bench.root), 0
     order = [n for part in ("run-1/events", "train/", "hp/") for n in after if part in n]
     assert sorted(order) == sorted(after)
-    for files in cuts(before, after, order):
+    for files in counted("TensorBoard, crash", cuts(before, after, order)):
         plant(bench.root, files)
         other = bench.again()
         assert other.send(stream, *batch) == expected

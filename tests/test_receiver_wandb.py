@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from report_facts import add
+from sizes import EVERY_BYTE
 from wandb_help import comparable, config_of, kinds_of, one_of, read_log, read_records, rows_of, summary_of
 
 from spoolagent.contract import RunEnd
@@ -631,6 +633,7 @@ class Crash(BaseException):
     """The process is gone."""
 
 
+@pytest.mark.bytes
 def test_a_crash_at_any_byte_leads_to_the_same_files(tmp_path, monkeypatch):
     for name in ("fsync", "fdatasync"):  # 500 crashes of a process, none of the machine
         monkeypatch.setattr(os, name, lambda fd: None)
@@ -675,8 +678,9 @@ def test_a_crash_at_any_byte_leads_to_the_same_files(tmp_path, monkeypatch):
             cuts += 1
             if cut >= length:
                 break
-            every = number == 2  # one batch byte by byte, of the others the ends and a sample
+            every = EVERY_BYTE or number == 2  # one batch byte by byte, of the others the ends and a sample
             cut += 1 if every or cut < 9 or length - cut < 4 else 37
+    add("byte positions tested", **{"W&B offline, crash": cuts})
     assert cuts > 200
 
 

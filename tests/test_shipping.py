@@ -13,6 +13,8 @@ import shipping_help as h
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from report_facts import add
+from sizes import KILLS
 
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format import blobs, durable, ends, layout
@@ -26,7 +28,8 @@ from spoolagent.shipping.directory import DirectoryTarget
 from spoolagent.shipping.target import AnotherSpool, OffsetRefused
 from spoolagent.testing import set_fault
 
-KILLS = int(os.environ.get("SPOOLAGENT_KILLS", "10"))
+LIVES = max(10, KILLS // 10)
+"""How often the shipper is killed."""
 
 
 @pytest.fixture
@@ -230,7 +233,7 @@ def test_a_shipper_that_is_killed_goes_on(source, target):
     rng = random.Random(7)
     writer = h.start(h.WRITER, source, 10**9, 20_000, 0.0005, "close")
     key = StreamKey("site-1", "run-1", writer.stdout.readline().strip())
-    for _ in range(KILLS):
+    for _ in range(LIVES):
         process = h.start(h.SHIPPER, source, target, "follow")
         assert process.stdout.readline() == "up\n"
         threading.Event().wait(rng.random() * 0.15)
@@ -240,6 +243,7 @@ def test_a_shipper_that_is_killed_goes_on(source, target):
             theirs, mine = h.shipped_files(target), h.shipped_files(source)
             assert all(mine[name].startswith(data) for name, data in theirs.items())
     h.kill(writer)
+    add("SIGKILLs", **{"shipper, alone": LIVES, "writer, alone": 1})
     report = h.ship_once(source, target)
     assert report.exit_code == 0
     assert report.forks == report.longer == ()

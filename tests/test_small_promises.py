@@ -14,7 +14,8 @@ from spoolagent.format.ends import DeathWatch, end_dead_stream
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import encode_line
 from spoolagent.format.reader import Lost, Position, StreamReader
-from spoolagent.serving.store import Commit, Store, StreamFacts
+from spoolagent.serving.changes import Commit, StreamFacts
+from spoolagent.serving.store import Store
 from spoolagent.testing import MemoryReceiver, set_fault
 
 

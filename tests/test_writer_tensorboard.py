@@ -401,6 +401,8 @@ def test_values_keep_their_exact_double(spool):
         writer.add_scalar("x", 1 / 3, 2, new_style=True, double_precision=True)
         writer.add_scalar("x", 1 / 3, 2, new_style=True)
         writer.add_scalar("x", 1 / 3, 2, double_precision=True)
+        writer.add_scalar("x", np.float64(1 / 3), 3)
+        writer.add_scalar("x", torch.tensor(1 / 3, dtype=torch.float64), 4)
     exact = float(np.float32(0.1))
     assert fields(spool) == [
         {"metrics": {"x": exact}},
@@ -408,6 +410,8 @@ def test_values_keep_their_exact_double(spool):
         {"metrics": {"x": 1 / 3}, "step": 2, "tensor": "float64"},
         {"metrics": {"x": 1 / 3}, "step": 2, "tensor": "float32"},
         {"metrics": {"x": 1 / 3}, "step": 2},
+        {"metrics": {"x": 1 / 3}, "step": 3},
+        {"metrics": {"x": 1 / 3}, "step": 4},
     ]
 
 

@@ -110,6 +110,7 @@ def _facts(receiver: ReceiverStatus, last: dict[StreamKey, int]) -> dict[str, An
         "pid": receiver.pid,
         "error": hide_password(receiver.error),
         "retry_in_s": receiver.retry_in_s if receiver.error else None,
+        "recovered": receiver.recovered,
         "delivered": receiver.applied,
         "pending": sum(behind.values()),
         "dead": receiver.dead,
@@ -187,8 +188,7 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
         yield "", f"{stream}: {count}", "dim"
     if limit is not None and len(behind) > limit:
         yield "", f"and {len(behind) - limit} streams more; --all names them", "dim"
-    if facts["error"]:
-        yield _error(facts)
+    yield from _troubles(facts)
     for key, name, style, unit in (
         ("dead", "dead letters", "red", "events were refused for good"),
         ("to_retry", "to retry", "yellow", "of them are to be delivered again"),
@@ -207,10 +207,13 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
         yield "blocked", f"{item['stream']}: {item['reason']}", "yellow"
 
 
-def _error(facts: dict[str, Any]) -> tuple[str, str, str]:
+def _troubles(facts: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     if facts["state"] == "damaged":
-        return "damaged", facts["error"], "bold red"
-    return "waits", f"{facts['error']}; tries again in {facts['retry_in_s']:.0f} s", "red"
+        yield "damaged", facts["error"], "bold red"
+    elif facts["error"]:
+        yield "waits", f"{facts['error']}; tries again in {facts['retry_in_s']:.0f} s", "red"
+    if facts["recovered"]:
+        yield "recovered", facts["recovered"], "yellow"
 
 
 def _details(facts: dict[str, Any], key: str) -> Iterable[tuple[str, str, str]]:

@@ -65,6 +65,8 @@ def make_dirs(path: str) -> None:
     found = _status(path)
     if found is not None and ((found.st_dev, found.st_ino) in _sure or not _is_ours(found)):
         return
+    if os.path.islink(path):  # also /proc/self/fd/7: what it names has another directory above it
+        return
     parent = os.path.dirname(path)
     if parent and parent != path:
         make_dirs(parent)
@@ -77,12 +79,9 @@ def make_dirs(path: str) -> None:
         try:
             fsync_dir(parent or ".")
         except OSError as error:
-            if error.errno not in (
-                errno.EACCES,
-                errno.EPERM,
-                errno.EINVAL,
-            ):  # above the spool; not a real one
-                raise
+            above = _status(parent or ".")
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL) or (above and _is_ours(above)):
+                raise  # what is not ours, above the spool, need not let itself be fsynced
     if (made := _status(path)) is not None:
         if len(_sure) >= _SURE_MOST:
             _sure.clear()

@@ -111,6 +111,11 @@ def is_held_here(stream: str) -> bool:
     return os.path.abspath(stream) in _held
 
 
+def is_there(stream: str) -> bool:
+    """True when the stream has a LIVE. It was born where it is, then, whatever became of its headers: LIVE never ships."""
+    return os.path.lexists(os.path.join(stream, LIVE_FILE))
+
+
 def read_owner(stream: str) -> tuple[Owner | None, bytes]:
     """Who owns the stream's LIVE and its raw content; (None, b"") when there is none."""
     try:

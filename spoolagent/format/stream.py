@@ -195,12 +195,14 @@ class StreamWriter:
                 if self._deferred:
                     self._write_deferred()
             except OSError as error:
+                if segment.size > before:
+                    self.seq = seq  # a signal handler's TimeoutError, just after the write
                 self._failed(error)
                 self._count_drop(time.time_ns())
             except BaseException:
                 self._fast = None
                 if segment.size > before:
-                    self.seq = seq  # a KeyboardInterrupt, just after the write
+                    self.seq = max(self.seq, seq)  # a KeyboardInterrupt, just after the write
                 raise
             finally:
                 self._busy = False

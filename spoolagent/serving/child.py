@@ -23,6 +23,7 @@ from spoolagent.serving.activity import Activity, Beat, Heartbeat
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.registry import load_receiver
 from spoolagent.serving.store import Store
+from spoolagent.serving.sums import Damaged
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
 from spoolagent.watching import Watcher
@@ -133,6 +134,14 @@ class Child:
     def run(self) -> int:
         """Returns the process's exit code. Raises SpoolError for what ends it before it works."""
         self._heart.start()
+        try:
+            return self._run()
+        except Damaged:  # while it worked: the mirror has what the database had
+            return self._run()
+        finally:
+            self._heart.stop()
+
+    def _run(self) -> int:
         self._activity.begin("opening", self._job.agent.spool)
         spool = open_spool(self._job.agent.spool)
         self._activity.begin("loading", self._job.receiver.name)
@@ -140,6 +149,8 @@ class Child:
         self._activity.begin("waiting for another worker to end", allowed_s=_LOCK_WAIT_S + 1)
         with self._locked_store(spool, receiver) as store:
             self._heart.folder = store.folder
+            if store.news:
+                self._say(say=f"{self._job.receiver.name}: {store.news}")
             if not self._open(receiver, store):
                 return 0
             self._say(ready=True)
@@ -152,7 +163,6 @@ class Child:
             finally:
                 self._activity.begin("closing", self._job.receiver.name)
                 receiver.close()
-                self._heart.stop()
 
     def _locked_store(self, spool: Spool, receiver: Receiver) -> Store:
         """Waits a little for a worker that a killed supervisor left behind to notice."""

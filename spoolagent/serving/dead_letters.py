@@ -7,7 +7,7 @@ at every sweep; without one, the next `serve` or `replay` does.
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from spoolagent.errors import Locked
 from spoolagent.format.events import Event
 from spoolagent.format.layout import StreamKey
 from spoolagent.serving import sums
+from spoolagent.serving.database import MIRROR, NAME, existing, transact
 from spoolagent.serving.retries import finder, why_missing
 from spoolagent.serving.schema import VERSION, prepare
 
@@ -76,7 +77,7 @@ class Choice:
 
 def read_letters(folder: str, choice: Choice) -> Iterator[DeadLetter]:
     """The dead letters in a receiver's folder, by stream and seq. Reads only. Raises sqlite3.Error."""
-    with closing(sqlite3.connect(f"file:{_path(folder)}?mode=ro", uri=True, timeout=10)) as db:
+    with closing(existing(_path(folder), "ro")) as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         old = "(SELECT *, 'dead' AS state, 0 AS retries FROM dead)"  # an agent of an earlier version made it
         where, values = choice.where()
@@ -97,16 +98,28 @@ def read_letters(folder: str, choice: Choice) -> Iterator[DeadLetter]:
 
 def mark(folder: str, choice: Choice, state: LetterState) -> int:
     """Gives the chosen dead letters this state. Returns how many were changed. Raises Locked, sqlite3.Error."""
-    with closing(sqlite3.connect(_path(folder), isolation_level=None, timeout=10)) as db:
+    changed = 0
+    where, values = choice.where()
+    query = f"UPDATE dead SET state = ? WHERE {where} AND state != ?"  # noqa: S608 - our own text
+
+    def change(db: sqlite3.Connection) -> None:
+        nonlocal changed
+        changed = db.execute(query, (state, *values, state)).rowcount
+
+    with closing(existing(_path(folder), "rw")) as db:
         db.execute("PRAGMA synchronous=FULL")
         _bring_up_to_date(db, folder)
         sums.keep(db)
-        where, values = choice.where()
-        db.execute("BEGIN IMMEDIATE")
-        query = f"UPDATE dead SET state = ? WHERE {where} AND state != ?"  # noqa: S608 - our own text
-        changed = db.execute(query, (state, *values, state)).rowcount
-        db.execute("COMMIT")
-    return changed
+        transact(db, _path(folder), change)
+    done = changed
+    mirror = os.path.join(folder, MIRROR)
+    with (
+        suppress(sqlite3.Error),
+        closing(existing(mirror, "rw")) as copy,
+    ):  # else the next worker makes it anew
+        sums.keep(copy)
+        transact(copy, mirror, change)
+    return done
 
 
 def _bring_up_to_date(db: sqlite3.Connection, folder: str) -> None:
@@ -129,4 +142,4 @@ def event_of(spool: str, letter: DeadLetter) -> tuple[Event | None, str]:
 
 
 def _path(folder: str) -> str:
-    return os.path.join(folder, "state.sqlite")
+    return os.path.join(folder, NAME)

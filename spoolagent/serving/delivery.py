@@ -14,8 +14,9 @@ from spoolagent.format.layout import StreamKey
 from spoolagent.serving import sums
 from spoolagent.serving.activity import Activity
 from spoolagent.serving.backoff import Backoff
+from spoolagent.serving.changes import Commit, Letter, Named
 from spoolagent.serving.chunks import halves
-from spoolagent.serving.store import Commit, Letter, Named, Store
+from spoolagent.serving.store import Store
 
 
 class Owner(Protocol):

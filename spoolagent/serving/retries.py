@@ -15,7 +15,8 @@ from spoolagent.format.ends import read_pruned
 from spoolagent.format.events import Event
 from spoolagent.format.layout import StreamKey, list_segments, stream_dir
 from spoolagent.format.reader import Position, StreamReader
-from spoolagent.serving.store import FIRST, Letter, Store, StreamFacts
+from spoolagent.serving.changes import Letter, StreamFacts
+from spoolagent.serving.store import FIRST, Store
 from spoolagent.settings import Selection
 
 _MOST = 256

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from spoolagent.contract import Batch, Outcome
 from spoolagent.format.events import check
 from spoolagent.format.layout import blob_dir
+from spoolagent.serving.changes import Commit, Retried
 from spoolagent.serving.delivery import Delivery
 from spoolagent.serving.retries import Retries, Retry
-from spoolagent.serving.store import Commit, Retried
 from spoolagent.serving.telling import Teller
 
 

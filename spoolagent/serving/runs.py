@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 from spoolagent.contract import RunEnd, Status
 from spoolagent.format.reader import Chunk
-from spoolagent.serving.store import StreamFacts
+from spoolagent.serving.changes import StreamFacts
 
 _WORST = ("failed", "killed", "finished")
 

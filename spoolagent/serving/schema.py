@@ -56,20 +56,31 @@ CREATE TABLE sums (name TEXT PRIMARY KEY, n INTEGER NOT NULL, total INTEGER NOT 
 """Version -> what makes the next one of it."""
 
 
-def prepare(db: sqlite3.Connection, path: str) -> None:
+class NewerVersion(SpoolError):
+    """A later version of spoolagent wrote the database, or what says so in it is damaged."""
+
+    def __init__(self, path: str, version: int) -> None:
+        self.why = f"it says that it is of version {version}"
+        super().__init__(
+            f"{path} is of version {version}, this version uses {VERSION}: upgrade spoolagent; "
+            f"if no later version ever used it, it is damaged. {sums.NEXT}"
+        )
+
+
+def prepare(db: sqlite3.Connection, path: str, *, was_made: bool = True) -> None:
     """Makes the tables of a new database; brings an older one up to date, in place, in one transaction.
 
-    Only for who holds the target's lock. Raises SpoolError when a later version wrote it.
+    Only for who holds the target's lock. Raises NewerVersion when a later version wrote it,
+    Damaged when it is new though it `was_made` before.
     """
     (version,) = db.execute("PRAGMA user_version").fetchone()
+    if was_made and not version:
+        raise sums.Damaged(path, "it has no tables, and once had them")
     fault_point("commit", path)
     if version == VERSION:
         return
     if version > VERSION:
-        raise SpoolError(
-            f"{path} is of version {version}, this version uses {VERSION}: upgrade spoolagent; "
-            f"if no later version ever used it, it is damaged. {sums.NEXT}"
-        )
+        raise NewerVersion(path, version)
     script = SCHEMA if version == 0 else ""
     script += "".join(STEPS[step] for step in range(max(1, version), VERSION))
     try:

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -12,8 +12,8 @@ import orjson
 from spoolagent.format import live
 from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.serving.activity import HEARTBEAT_FILE
+from spoolagent.serving.database import MADE, MIRROR, NAME, existing
 from spoolagent.serving.schema import VERSION
-from spoolagent.serving.store import MADE
 from spoolagent.serving.sums import Damaged, check, noticing
 
 _LISTED = 100
@@ -55,6 +55,8 @@ class ReceiverStatus:
     error: str
     """Why the tracker does not take events now, or ""."""
     retry_in_s: float
+    recovered: str = ""
+    """When its database was found damaged, and replaced by its mirror, the last time; "" for never."""
     cursors: tuple[CursorStatus, ...] = ()
     blocked: tuple[tuple[str, str], ...] = ()
     """(stream, why) where something is missing or bad that may still heal."""
@@ -88,29 +90,34 @@ def read_status(spool: str) -> list[ReceiverStatus]:
 
 
 def _read_one(folder: str) -> ReceiverStatus | None:
-    path = os.path.join(folder, "state.sqlite")
+    path, mirror = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
     note = _note(os.path.join(folder, "worker.json"))
-    was_made = os.path.exists(path + MADE)
-    if not os.path.exists(path):
-        return _damaged(folder, note, Damaged(path, "it is missing")) if was_made else None
+    was_made = os.path.exists(path + MADE) or os.path.exists(mirror)
     try:
-        with (
-            noticing(path),
-            closing(
-                sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)
-            ) as db,
-        ):
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > VERSION or (was_made and not version):
-                return _damaged(folder, note, Damaged(path, f"version {version} is not known"))
-            if version == VERSION and not _life(folder, note).is_running:  # a worker looked when it started
-                check(db, path)
-            row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
-            return None if row is None else _status(db, folder, row[0], note)
+        return _read_database(path, folder, note)
     except Damaged as error:
-        return _damaged(folder, note, error) if was_made else None  # else it is being created
+        if not was_made:
+            return None  # it is being created
+        with suppress(Damaged, sqlite3.DatabaseError):
+            if (status := _read_database(mirror, folder, note)) is not None:
+                found = f"{path} is damaged: {error.why}; its mirror takes its place when a worker starts"
+                return replace(status, state="damaged", error=found)
+        return _damaged(folder, note, error)
     except sqlite3.DatabaseError:
         return None  # being moved away, or busy
+
+
+def _read_database(path: str, folder: str, note: dict[str, Any]) -> ReceiverStatus | None:
+    if not os.path.exists(path):
+        raise Damaged(path, "it is missing")
+    with noticing(path), closing(existing(path, "ro")) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION or not version:
+            raise Damaged(path, f"version {version} is not known")
+        if version == VERSION and not _life(folder, note).is_running:  # a worker looked when it started
+            check(db, path)
+        meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+        return _status(db, folder, meta, note) if "identity" in meta else None
 
 
 def _damaged(folder: str, note: dict[str, Any], error: Damaged) -> ReceiverStatus:
@@ -130,8 +137,10 @@ def _damaged(folder: str, note: dict[str, Any], error: Damaged) -> ReceiverStatu
     )
 
 
-def _status(db: sqlite3.Connection, folder: str, identity: str, note: dict[str, Any]) -> ReceiverStatus:
-    cursors = []
+def _status(
+    db: sqlite3.Connection, folder: str, meta: dict[str, str], note: dict[str, Any]
+) -> ReceiverStatus:
+    identity, cursors = meta["identity"], []
     for site, run, writer, next_seq, applied, facts in db.execute(
         "SELECT site, run, writer, next_seq, applied, facts FROM streams ORDER BY site, run, writer"
     ):
@@ -159,6 +168,7 @@ def _status(db: sqlite3.Connection, folder: str, identity: str, note: dict[str, 
         pid=life.pid,
         error=life.error,
         retry_in_s=life.retry_in_s,
+        recovered=meta.get("recovered", ""),
         cursors=tuple(cursors),
         blocked=tuple((item["stream"], item["note"]) for item in note.get("blocked", [])),
         dead=dead.get("dead", 0) + dead.get("retry", 0),

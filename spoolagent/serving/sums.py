@@ -22,19 +22,21 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, 
 _LONG = 120
 """Of SQLite's own words. It may quote a whole table."""
 NEXT = (
-    "Put a backup in its place, with the -wal file that belongs to it and no other, and remove its -shm file; "
-    "or move its folder away and deliver into a new, empty target"
+    "Put a backup in its place, with the -wal file that belongs to it and no other, and remove its -shm file and "
+    "state.mirror; or move its folder away and deliver into a new, empty target"
 )
 """What an operator can do."""
 
 
 class Damaged(SpoolError):
-    """A receiver's database is not what was written: nothing can be delivered by it, for nothing in it is sure."""
+    """A receiver's database is not what was written: nothing can be delivered by it, for nothing in it is sure.
+
+    When its mirror is whole, that takes its place (`spoolagent.serving.mirror`).
+    """
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(
-            f"{path} is damaged: {' '.join(why.split())[:_LONG]}; nothing is delivered by it. {NEXT}"
-        )
+        self.why = " ".join(why.split())[:_LONG]
+        super().__init__(f"{path} is damaged: {self.why}; nothing is delivered by it. {NEXT}")
 
 
 def is_damage(error: Exception) -> bool:
@@ -96,6 +98,12 @@ def check(db: sqlite3.Connection, path: str) -> None:
             _check(db, path)
         finally:
             db.execute("ROLLBACK")
+
+
+def same(one: sqlite3.Connection, other: sqlite3.Connection) -> bool:
+    """True when two databases that were checked hold the same rows."""
+    query = "SELECT name, n, total FROM sums ORDER BY name"
+    return bool(one.execute(query).fetchall() == other.execute(query).fetchall())
 
 
 def _check(db: sqlite3.Connection, path: str) -> None:

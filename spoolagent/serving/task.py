@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from spoolagent.contract import Stream
 from spoolagent.errors import FormatError
+from spoolagent.format import live
 from spoolagent.format.blobs import references
 from spoolagent.format.ends import is_closed, read_end
 from spoolagent.format.events import check
@@ -13,8 +14,8 @@ from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey, blob_path, list_segments, segment_name, stream_dir
 from spoolagent.format.reader import Chunk, Position, StreamReader
 from spoolagent.format.spool import Spool
+from spoolagent.serving.changes import Named, StreamFacts
 from spoolagent.serving.chunks import merge
-from spoolagent.serving.store import Named, StreamFacts
 from spoolagent.settings import AgentSettings, ReceiverSettings
 
 _READ_ANYWAY = 30
@@ -153,7 +154,7 @@ class Task:
             except (OSError, FormatError):  # the reader says what is wrong
                 return None
             if header is None:
-                return None
+                return live.is_there(self._dir) or None
             self.facts.role, self.facts.attempt = header.role, header.attempt
             self.facts.created_ns, self.facts.spool = header.created_ns, header.spool
         return self.facts.spool == self._spool.uuid

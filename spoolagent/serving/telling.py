@@ -4,8 +4,8 @@ import sqlite3
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import Transient, Unreachable
+from spoolagent.serving.changes import Commit
 from spoolagent.serving.delivery import Delivery
-from spoolagent.serving.store import Commit
 
 RunKey = tuple[str, str]
 """(site, run)"""

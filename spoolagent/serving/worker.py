@@ -16,6 +16,7 @@ from spoolagent.format.listing import Listing
 from spoolagent.format.reader import START, Position
 from spoolagent.format.spool import Spool
 from spoolagent.serving.activity import Activity
+from spoolagent.serving.changes import Commit, Named, StreamFacts
 from spoolagent.serving.chunks import split_valid
 from spoolagent.serving.delivery import Delivery
 from spoolagent.serving.note import write_note
@@ -23,7 +24,7 @@ from spoolagent.serving.quarantine import keep_aside
 from spoolagent.serving.retries import Retries
 from spoolagent.serving.retry_round import RetryRound
 from spoolagent.serving.runs import StreamView, derive, facts_after
-from spoolagent.serving.store import Commit, Named, Store, StreamFacts
+from spoolagent.serving.store import Store
 from spoolagent.serving.task import Task
 from spoolagent.serving.telling import Teller
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from spoolagent.errors import FormatError, NewerFormat
+from spoolagent.format import live
 from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey
 from spoolagent.shipping.blobs import BlobCarrier
@@ -64,7 +65,7 @@ class StreamCarrier:
             except NewerFormat:
                 return False
             if header is None:
-                return False
+                return live.is_there(self.path)
             self._is_home = header.spool == self._home
         return self._is_home
 

@@ -1,6 +1,6 @@
 """All mutations, and the page about them."""
 
-from mutations import alive, conserved, contained, once
+from mutations import alive, conserved, contained, once, rooms, trackers
 from mutations.mutation import INVARIANTS, Mutation
 
 ALL: tuple[Mutation, ...] = (
@@ -8,6 +8,8 @@ ALL: tuple[Mutation, ...] = (
     *once.MUTATIONS,
     *contained.MUTATIONS,
     *alive.MUTATIONS,
+    *trackers.MUTATIONS,
+    *rooms.MUTATIONS,
 )
 
 _HEAD = """\

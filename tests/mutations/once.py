@@ -274,7 +274,7 @@ MUTATIONS = (
         "state-not-in-the-transaction",
         "the receiver's state is not committed with the cursor",
         SERVING,
-        "for key, raw in self._overlay.items():",
+        "for key, raw in self.state.items():",
         "for key, raw in ():",
         ("test_worker.py::test_state_put_for_a_refused_batch_is_undone",),
     ),
@@ -282,20 +282,16 @@ MUTATIONS = (
         5,
         "transaction-in-pieces",
         "each change of the cursor store is committed alone",
-        f"{SERVING}/store.py",
-        '        self._db.execute("BEGIN IMMEDIATE")\n'
-        "        try:\n"
-        "            yield\n"
-        '            fault_point("commit", self.path)\n'
-        '            self._db.execute("COMMIT")\n',
-        '        try:\n            yield\n            fault_point("commit", self.path)\n',
+        f"{SERVING}/database.py",
+        '    db.execute("BEGIN IMMEDIATE")\n    try:\n        change(db)\n',
+        "    try:\n        change(db)\n",
         ("test_small_promises.py::test_a_commit_is_all_or_nothing",),
     ),
     Mutation(
         5,
         "store-without-fsync",
         "a commit of the cursor store may be forgotten in a power cut",
-        f"{SERVING}/store.py",
+        f"{SERVING}/database.py",
         "PRAGMA synchronous=FULL",
         "PRAGMA synchronous=OFF",
         ("test_fsync_order.py::test_a_commit_of_the_store_is_fsynced",),

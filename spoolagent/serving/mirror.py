@@ -1,0 +1,178 @@
+"""The second copy of a receiver's database. A damaged database must not stop its receiver until somebody comes.
+
+Each transaction is made in the database, durably, and then again in the mirror, without waiting for the disk. When a
+receiver is opened, both are checked in full. The one that is damaged, or has seen fewer commits, is replaced by the
+other; when the mirror takes over, the damaged database is kept beside it. After a power cut the mirror may have
+forgotten some commits: then events are delivered again, which has no second effect.
+"""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from spoolagent.errors import SpoolError
+from spoolagent.format.durable import discard, fault_point, fsync_path, rename
+from spoolagent.format.layout import FILE_MODE
+from spoolagent.serving import sums
+from spoolagent.serving.database import (
+    MADE,
+    MIRROR,
+    NAME,
+    SIDE_FILES,
+    Change,
+    commits,
+    open_checked,
+    transact,
+)
+from spoolagent.serving.schema import NewerVersion
+from spoolagent.serving.sums import Damaged
+
+KEPT = "damaged.sqlite"
+"""The last database that was found damaged, for whoever wants to know more."""
+_AGAIN_S = 60.0
+"""After the disk refused the mirror: how long until it is made again."""
+
+
+class Mirror:
+    """Follows the open database `db` in `folder`. What goes wrong with the mirror is never the database's trouble."""
+
+    def __init__(
+        self,
+        folder: str,
+        db: sqlite3.Connection,
+        copy: sqlite3.Connection | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._db, self._copy, self._clock = db, copy, clock
+        self._path = os.path.join(folder, MIRROR)
+        self._again_at = 0.0
+        if copy is None:
+            self._make()
+        else:
+            _relax(copy)
+
+    def follow(self, change: Change) -> None:
+        """Makes a change that the database has committed in the mirror, too."""
+        if self._copy is None:
+            if self._clock() >= self._again_at:
+                self._make()  # with this change in it
+            return
+        try:
+            transact(self._copy, self._path, change)
+        except (sqlite3.Error, OSError):
+            self._lose()
+
+    def give_way(self) -> bool:
+        """Frees the mirror's space on a disk that is full, for a while. True when there was some."""
+        had_some = self._copy is not None
+        self._lose()
+        with contextlib.suppress(OSError):
+            for side in ("", *SIDE_FILES):
+                _remove(self._path + side)
+        return had_some
+
+    def close(self) -> None:
+        """Releases the mirror's file."""
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+    def _lose(self) -> None:
+        """A mirror that missed a commit is behind for good: it is made anew."""
+        self.close()
+        self._again_at = self._clock() + _AGAIN_S
+
+    def _make(self) -> None:
+        try:
+            new = _copied(self._db, self._path)
+            for side in ("", *SIDE_FILES):
+                _remove(self._path + side)
+            rename(new, self._path)
+            self._copy = open_checked(self._path, was_made=True)
+            _relax(self._copy)
+        except (sqlite3.Error, SpoolError, OSError):
+            self._lose()
+
+
+def open_both(folder: str) -> tuple[sqlite3.Connection, Mirror, str]:
+    """The database in `folder`, made when there is none, its mirror, and what is to be reported of them, or "".
+
+    For who has the target's lock. Raises Damaged when neither can be used, NewerVersion, and sqlite3.Error or OSError
+    when the disk refuses.
+    """
+    path, copy_path = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
+    was_made = os.path.exists(path + MADE) or os.path.exists(copy_path)
+    db, why = _opened(path, was_made=was_made)
+    copy, _ = _opened(copy_path, was_made=True) if os.path.exists(copy_path) else (None, None)
+    if db is not None and copy is not None:
+        ours, its = commits(db), commits(copy)
+        if its > ours:  # SQLite goes back in silence when its log was cut or damaged
+            why = Damaged(path, f"it knows of {ours} commits, its mirror of {its}")
+            db.close()
+            db = None
+        elif not sums.same(db, copy):
+            copy.close()
+            copy = None
+    if db is not None:
+        return db, Mirror(folder, db, copy), ""
+    assert why is not None
+    if copy is None:
+        raise why
+    _take_over(folder, copy)
+    copy.close()
+    db = open_checked(path, was_made=True)
+    kept = os.path.join(folder, KEPT)
+    when = datetime.now(UTC).isoformat(" ", "seconds")
+    news = (
+        f"{path} was found damaged at {when} ({why.why}); its mirror has taken its place, "
+        f"the damaged one is kept as {kept}"
+    )
+    return db, Mirror(folder, db, None), news
+
+
+def _opened(
+    path: str, *, was_made: bool
+) -> tuple[sqlite3.Connection, None] | tuple[None, Damaged | NewerVersion]:
+    """The database at `path`, or why it cannot be used."""
+    try:
+        return open_checked(path, was_made=was_made), None
+    except (Damaged, NewerVersion) as error:
+        return None, error
+
+
+def _take_over(folder: str, copy: sqlite3.Connection) -> None:
+    """Puts what the mirror holds in the database's place. A crash in between leaves the mirror as it is."""
+    path, kept = os.path.join(folder, NAME), os.path.join(folder, KEPT)
+    new = _copied(copy, path)
+    for side in ("", *SIDE_FILES):
+        _remove(kept + side)
+        if os.path.lexists(path + side):
+            rename(path + side, kept + side)
+    rename(new, path)
+
+
+def _copied(source: sqlite3.Connection, path: str) -> str:
+    """A whole, durable copy of a database in a file beside `path`. Returns that file's path."""
+    new = path + ".new"
+    for side in ("", "-journal", *SIDE_FILES):
+        _remove(new + side)
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, FILE_MODE))
+    fault_point("write", new)
+    with contextlib.closing(sqlite3.connect(new)) as target:
+        source.backup(target)
+    fsync_path(new)
+    return new
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        discard(path)
+
+
+def _relax(copy: sqlite3.Connection) -> None:
+    """The mirror waits for the disk only when it copies its log into its file: it stays whole, and may fall behind."""
+    copy.execute("PRAGMA synchronous=NORMAL")
