@@ -816,6 +816,13 @@ def test_links_are_not_followed_out_of_the_spool(source, target, tmp_path):
     assert len(report.errors) == 2
     files = h.shipped_files(target)
     assert set(files) == {os.path.relpath(h.segment(source, key), source)}
+    shutil.rmtree(os.path.join(target, "sites", "site-1"))
+    os.makedirs(os.path.join(target, "sites", "site-1"))
+    os.symlink(outside, os.path.join(target, "sites", "site-1", "runs"))
+    before = sorted(os.listdir(outside))
+    report = h.ship_once(source, target)
+    assert any("is a symbolic link at the target" in error for error in report.errors)
+    assert sorted(os.listdir(outside)) == before
 
 
 def test_names_that_differ_by_case_are_refused_and_the_rest_goes_on(source, target):

@@ -195,10 +195,11 @@ class StreamWriter:
                 if self._deferred:
                     self._write_deferred()
             except OSError as error:
-                if segment.size > before:
-                    self.seq = seq  # a signal handler's TimeoutError, just after the write
-                self._failed(error)
-                self._count_drop(time.time_ns())
+                if segment.size > before:  # a signal handler's TimeoutError, just after the write
+                    self.seq, self._dirty = max(self.seq, seq), True
+                else:
+                    self._failed(error)
+                    self._count_drop(time.time_ns())
             except BaseException:
                 self._fast = None
                 if segment.size > before:

@@ -11,6 +11,24 @@ APPENDFILE = "receivers/appendfile.py"
 MUTATIONS = (
     # -- 8. liveness --------------------------------------------------------------------------------------
     Mutation(
+        6,
+        "fifo-opened",
+        "a FIFO in the place of a segment holds up every agent that opens it",
+        FORMAT,
+        "os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)\n    except",
+        "os.O_RDONLY | os.O_CLOEXEC)\n    except",
+        ("test_hostile_spool.py::test_only_plain_files_are_opened",),
+    ),
+    Mutation(
+        6,
+        "any-number-is-a-seq",
+        "a number beyond 64 bits in one stream ends the agent",
+        FORMAT,
+        "return seq if 0 < seq <= MAX_SEQ else None",
+        "return seq",
+        ("test_hostile_spool.py::test_nothing_in_one_stream_harms_the_others",),
+    ),
+    Mutation(
         8,
         "longer-target-not-ended",
         "a server that has more of a dead stream than its home is not told that the writer is dead",
@@ -120,9 +138,9 @@ MUTATIONS = (
         9,
         "reader-leaks-a-file",
         "each read of a segment leaves a descriptor open",
-        READER,
-        "        finally:\n            os.close(fd)\n",
-        "        finally:\n            pass\n",
+        FORMAT,
+        'return os.fdopen(fd, "rb", buffering)',
+        'return os.fdopen(os.dup(fd), "rb", buffering)',
         ("test_small_promises.py::test_sweeps_leave_no_file_open",),
     ),
     Mutation(
@@ -130,8 +148,8 @@ MUTATIONS = (
         "shipper-leaks-a-file",
         "each look at a segment leaves a descriptor open",
         SHIPPING,
-        "        finally:\n            segment.close()\n",
-        "        finally:\n            pass\n",
+        "following, unread=newer)\n        finally:\n            segment.close()\n",
+        "following, unread=newer)\n        finally:\n            pass\n",
         ("test_shipping.py::test_open_files_stay_few",),
     ),
     Mutation(
