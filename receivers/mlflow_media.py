@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from spoolagent.format.events import Event
+from spoolagent.format.plain import plain_size
 from spoolagent.format.values import from_json
 from spoolagent.receivers.mlflow_names import escape_key
 
@@ -44,7 +45,7 @@ def blob_file(blobs: str, blob: dict[str, Any]) -> str:
     digest = blob["sha256"]
     path = os.path.join(blobs, digest[:2], digest)
     try:
-        size = os.path.getsize(path)
+        size = plain_size(path)
     except OSError:
         raise MissingError(f"blob {digest} is not in {blobs}: ship it, then retry") from None
     if size != blob["size"]:

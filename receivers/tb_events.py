@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spoolagent.format.events import Event, column_numbers
+from spoolagent.format.plain import open_plain
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers import tb_encode as tb
 from spoolagent.receivers.pixels import encode_png, image_size
@@ -69,7 +70,7 @@ def read_blob(blobs: str, reference: dict[str, Any]) -> bytes:
     digest = reference["sha256"]
     path = os.path.join(blobs, digest[:2], digest)
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             data = file.read()
     except FileNotFoundError as error:
         raise Undeliverable(f"{path} is missing: ship the blobs again, then retry the dead letter") from error

@@ -13,6 +13,7 @@ import orjson
 from spoolagent.errors import Transient
 from spoolagent.format.durable import make_dirs, publish, temporary, write_all, write_file
 from spoolagent.format.events import Event
+from spoolagent.format.plain import plain_size
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers.pixels import encode_png, image_size
 from spoolagent.receivers.wandb_names import file_part
@@ -42,7 +43,7 @@ def blob_file(blobs: str, blob: dict[str, Any]) -> str:
     digest = blob["sha256"]
     path = os.path.join(blobs, digest[:2], digest)
     try:
-        whole = os.path.getsize(path) == blob["size"]
+        whole = plain_size(path) == blob["size"]
     except OSError:
         whole = False
     if not whole:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from spoolagent.format.blobs import check_blob
 from spoolagent.format.layout import blob_dir, blob_path
+from spoolagent.format.plain import plain_size
 from spoolagent.fsck_finding import Finding, unreadable
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -66,7 +67,7 @@ class BlobCheck:
                     yield _stray(path)
                     continue
                 try:
-                    size = os.stat(path).st_size
+                    size = plain_size(path)
                     yield from self._one(site, path, name, size)
                 except FileNotFoundError:
                     continue  # pruned just now

@@ -11,6 +11,7 @@ from spoolagent.format.events import check, parse_event
 from spoolagent.format.header import Header, parse_header
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import MAX_LINE, decode_line, has_valid_crc
+from spoolagent.format.plain import open_plain
 from spoolagent.fsck_blobs import BlobCheck
 from spoolagent.fsck_finding import Finding, Severity
 
@@ -52,7 +53,7 @@ class SegmentCheck:
 
     def run(self, end: End | None) -> Iterator[Finding]:
         """All findings. Raises OSError, and NewerFormat when a later version wrote it."""
-        with open(self._path, "rb", buffering=1 << 18) as file:
+        with open_plain(self._path, 1 << 18) as file:
             yield from self._lines(file, end)
         self.sha256 = self._sha.hexdigest()
         if end is not None and not self.is_closed:

@@ -40,9 +40,10 @@ class StreamCheck:
             yield from self._front()
             segments = list_segments(self._folder)
             while segments:
-                yield from self._segment(segments[0])
+                for first in segments:
+                    yield from self._segment(first)
                 # listed anew: a living writer may have begun the next one since
-                segments = [first for first in list_segments(self._folder) if first > segments[0]]
+                segments = [first for first in list_segments(self._folder) if first > segments[-1]]
             yield from self._last()
         except NewerFormat as error:
             yield Finding(

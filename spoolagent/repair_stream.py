@@ -20,6 +20,7 @@ from spoolagent.format.layout import (
     stream_dir,
 )
 from spoolagent.format.lines import encode_line
+from spoolagent.format.plain import open_plain
 from spoolagent.format.reader import START, StreamReader
 from spoolagent.repair_aside import Repair, keep_aside, shipping_lock, take_aside
 
@@ -37,6 +38,18 @@ class StreamRepair:
 
     def run(self) -> Iterator[Repair]:
         """All repairs. Raises OSError."""
+        try:
+            yield from self._run()
+        except IsADirectoryError as error:
+            where = str(error.filename2 or error.filename)
+            yield Repair(
+                path=where,
+                message="is a directory, so that nothing is written there",
+                done=False,
+                next_step="move it away",
+            )
+
+    def _run(self) -> Iterator[Repair]:
         try:
             self._header = read_header(self._folder)
         except FormatError:  # of a later format: not ours to judge
@@ -156,12 +169,13 @@ class StreamRepair:
                     yield Repair(path=self._path(segment_name(bad.segment)), message=f"{what}: {bad.reason}")
 
     def _has(self, name: str) -> bool:
-        return os.path.lexists(self._path(name))
+        path = self._path(name)
+        return os.path.isfile(path) and not os.path.islink(path)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return file.read(1 << 20)

@@ -351,6 +351,9 @@ def test_a_client_that_loses_its_last_second_after_the_server_got_it(tmp_path, t
     assert report.longer
     assert "it was kept" in told.texts("longer")[0]
     assert has_end(folder)
+    assert told.texts("ended")
+    tracker.deliver(server)
+    assert tracker.state() in ("killed", None)
     second = make_writer(client, attempt=2)
     write_metrics(second, 20, first=100)
     finished(second)

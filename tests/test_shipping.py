@@ -18,9 +18,11 @@ from sizes import KILLS
 
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format import blobs, durable, ends, layout
+from spoolagent.format.facts import run_facts
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool, open_spool
+from spoolagent.fsck import fsck
 from spoolagent.shipping import compare, shipper, walk
 from spoolagent.shipping.directory import DirectoryTarget
 from spoolagent.shipping.target import AnotherSpool, OffsetRefused
@@ -404,6 +406,116 @@ def test_a_longer_target_wins(source, target, tmp_path):
     assert h.read(h.segment(source, key)) == cut
 
 
+def died(source, events=30, *, segment_bytes=1000):
+    """A stream whose writer was killed; returns its key."""
+    writer = h.new_writer(source, segment_bytes=segment_bytes)
+    for step in range(events):
+        writer.append("metrics", {"metrics": {"loss": step / 3}, "step": step})
+    writer._close_files()
+    return StreamKey(writer.site, writer.run, writer.writer)
+
+
+def lose(source, key, what):
+    """The home loses the last of the stream in a power cut."""
+    segments = layout.list_segments(layout.stream_dir(source, key))
+    path = h.segment(source, key, segments[-1])
+    raw = h.read(path)
+    if what == "segment":
+        os.unlink(path)
+    elif what == "segments":
+        os.unlink(path)
+        os.unlink(h.segment(source, key, segments[-2]))
+    elif what == "header":  # all but the header of the last one
+        os.truncate(path, raw.index(b"\n") + 1)
+    elif what in ("zeros", "zeros beyond"):  # a file system that made the length durable, not the bytes
+        keep = raw.rfind(b"\n", 0, -1) + 1
+        with open(path, "wb") as file:
+            file.write(raw[:keep] + bytes(len(raw) - keep + (500 if what == "zeros beyond" else 0)))
+    elif what == "half a line":
+        os.truncate(path, raw.rfind(b"\n", 0, -1) - 20)
+    else:
+        os.truncate(path, raw.rfind(b"\n", 0, -1) + 1)
+
+
+def state_of(spool):
+    (run,) = run_facts(spool)
+    return run.state
+
+
+LOSSES = ["line", "half a line", "zeros", "zeros beyond", "header", "segment", "segments"]
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+@pytest.mark.parametrize("what", LOSSES)
+def test_a_target_learns_that_a_writer_is_dead_of_which_it_has_more(source, target, tmp_path, what, relayed):
+    key = died(source)
+    server = str(tmp_path / "server") if relayed else target
+    copy = str(tmp_path / "whole")
+    watch_nothing = ends.DeathWatch(clock=lambda: 0.0)
+    watch_nothing.is_dead = lambda stream: False  # the power cut comes before anybody looks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipper, "DeathWatch", lambda **_: watch_nothing)
+        h.ship_once(source, target)
+        if relayed:
+            h.ship_once(target, server)
+    assert state_of(server) == "running"
+    shutil.copytree(source, copy)
+    before = {n: d for n, d in h.shipped_files(server).items() if n.endswith(".jsonl")}
+    lose(source, key, what)
+    told = h.Telling()
+    report = h.ship_once(source, target, tell=told)
+    assert report.exit_code == 0 and len(report.longer) == 1 and report.complete == 1
+    assert "its home lost" in told.texts("ended")[0]
+    if relayed:
+        h.ship_once(target, server)
+    assert state_of(server) == "killed"
+    assert h.events_in(server, key) == (list(range(1, 32)), "dead")
+    after = h.shipped_files(server)
+    assert {n: d for n, d in after.items() if n.endswith(".jsonl")} == before
+    assert [f for f in fsck(server) if f.severity == "error"] == []
+    for _ in range(2):
+        h.ship_once(source, target)
+    assert h.shipped_files(target).keys() == after.keys()
+    if not relayed:
+        assert h.shipped_files(target) == after  # once
+
+    # A backup of the home's disk is put back: it says the same; then its writer turns out to live.
+    shutil.rmtree(source)
+    shutil.move(copy, source)
+    assert h.ship_once(source, target).longer == ()
+    assert state_of(target) == "killed"
+    last = layout.list_segments(layout.stream_dir(source, key))[-1]
+    with open(h.segment(source, key, last), "ab") as file:
+        file.write(encode_line({"seq": 32, "time": 5, "type": "metrics", "metrics": {"x": 1.0}}))
+    assert ends.end_dead_stream(layout.stream_dir(source, key), ends.DeathWatch())
+    h.ship_once(source, target)
+    if relayed:
+        h.ship_once(target, server)
+    assert h.events_in(server, key) == (list(range(1, 33)), "dead")
+    assert [f for f in fsck(server) if f.severity == "error"] == []
+
+
+@pytest.mark.parametrize("what", ["line", "segment"])
+def test_a_target_that_has_the_writers_own_seal_needs_no_end(source, target, what):
+    key = h.write_stream(source, 30, segment_bytes=2000)
+    h.ship_once(source, target)
+    before = h.shipped_files(target)
+    lose(source, key, what)
+    h.ship_once(source, target)
+    assert h.shipped_files(target) == before
+    assert state_of(target) is not None
+    assert h.events_in(target, key)[1] == "closed"
+
+
+@pytest.mark.parametrize("what", ["line", "segment"])
+def test_a_living_writer_is_not_ended_at_a_longer_target(source, target, what):
+    key = h.write_stream(source, 30, segment_bytes=2000, close=False)
+    h.ship_once(source, target)
+    lose(source, key, what)
+    assert len(h.ship_once(source, target).longer) == 1
+    assert h.events_in(target, key)[1] == "waiting"
+
+
 def fork_of(source, other, key, *, keep_lines):
     """Copies a stream to the spool `other` and lets it go on in another way after so many lines."""
     shutil.copytree(layout.stream_dir(source, key), layout.stream_dir(other, key))
@@ -704,6 +816,13 @@ def test_links_are_not_followed_out_of_the_spool(source, target, tmp_path):
     assert len(report.errors) == 2
     files = h.shipped_files(target)
     assert set(files) == {os.path.relpath(h.segment(source, key), source)}
+    shutil.rmtree(os.path.join(target, "sites", "site-1"))
+    os.makedirs(os.path.join(target, "sites", "site-1"))
+    os.symlink(outside, os.path.join(target, "sites", "site-1", "runs"))
+    before = sorted(os.listdir(outside))
+    report = h.ship_once(source, target)
+    assert any("is a symbolic link at the target" in error for error in report.errors)
+    assert sorted(os.listdir(outside)) == before
 
 
 def test_names_that_differ_by_case_are_refused_and_the_rest_goes_on(source, target):

@@ -8,6 +8,7 @@ from typing import Any
 from spoolagent.errors import FormatError, SpoolError
 from spoolagent.format.durable import fsync_dir, make_dirs, publish, temporary, write_all
 from spoolagent.format.layout import blob_path
+from spoolagent.format.plain import open_plain
 from spoolagent.format.spool import create_spool
 
 _CHUNK = 1 << 20
@@ -77,7 +78,7 @@ def _is_there(path: str, size: int) -> bool:
 
 def read_blob(path: str, ref: dict[str, Any]) -> bytes:
     """The bytes of the blob at `path`. Raises FormatError when they are not what `ref` names, OSError when missing."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         data = file.read(ref["size"] + 1)
     if len(data) != ref["size"] or hashlib.sha256(data).hexdigest() != ref["sha256"]:
         raise FormatError(f"{path} is damaged: its content does not match its name; run 'spoolagent fsck'")
@@ -87,7 +88,7 @@ def read_blob(path: str, ref: dict[str, Any]) -> bytes:
 def check_blob(path: str, sha256: str) -> bool:
     """True when the file's content has the hash that its name says."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest() == sha256

@@ -118,7 +118,7 @@ def fsync_dir(path: str) -> None:
 
 def fsync_path(path: str) -> None:
     """Makes what is written to `path` so far, by anybody, durable."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fsync_fd(fd, path)
     finally:

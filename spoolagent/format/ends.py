@@ -4,13 +4,14 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError
 from spoolagent.format import durable, live
 from spoolagent.format.layout import (
     LIVE_FILE,
+    MAX_SEQ,
     PRUNED_FILE,
     end_name,
     list_ends,
@@ -18,6 +19,7 @@ from spoolagent.format.layout import (
     segment_name,
 )
 from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
+from spoolagent.format.plain import open_plain
 
 STALE_AFTER_S = 60.0
 _NUMBERS = re.compile(rb'"(length|last)":(\d{1,18})[,}]')
@@ -44,14 +46,13 @@ class Pruned(NamedTuple):
 
 def _read_raw(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             return file.read(MAX_LINE)
     except (FileNotFoundError, NotADirectoryError):
         return b""
 
 
-def _read_line(path: str) -> dict[str, Any] | None:
-    raw = _read_raw(path)
+def _line_in(raw: bytes) -> dict[str, Any] | None:
     try:
         return decode_line(raw.removesuffix(b"\n")) if raw.endswith(b"\n") else None
     except FormatError:
@@ -60,28 +61,35 @@ def _read_line(path: str) -> dict[str, Any] | None:
 
 def read_end(stream: str, first_seq: int) -> End | None:
     """The valid `.end` of a segment, or None."""
-    data = _read_line(os.path.join(stream, end_name(first_seq)))
+    return parse_end(_read_raw(os.path.join(stream, end_name(first_seq))))
+
+
+def parse_end(raw: bytes) -> End | None:
+    """What the content of a `.end` says, or None when it is not valid."""
+    data = _line_in(raw)
     if data is None:
         return None
     try:
         end = End(data["length"], data["last"], data["sha256"], data["reason"], data["time"])
     except KeyError:
         return None
-    fine = (
-        type(end.length) is int
-        and type(end.last) is int
-        and type(end.time_ns) is int
-        and type(end.sha256) is str
-    )
-    return end if fine else None
+    numbers = (end.length, end.last, end.time_ns)
+    fine = all(type(n) is int and 0 <= n < 2**63 for n in numbers) and max(numbers[:2]) <= MAX_SEQ
+    return end if fine and type(end.sha256) is str and type(end.reason) is str else None
 
 
 def read_pruned(stream: str) -> Pruned | None:
     """The valid `pruned.json` of a stream, or None."""
-    data = _read_line(os.path.join(stream, PRUNED_FILE))
-    if data is None or type(data.get("through")) is not int or not isinstance(data.get("prev"), str):
+    data = _line_in(_read_raw(os.path.join(stream, PRUNED_FILE)))
+    through = data.get("through") if data is not None else None
+    if (
+        data is None
+        or type(through) is not int
+        or not 0 <= through <= MAX_SEQ
+        or type(data.get("prev")) is not str
+    ):
         return None
-    return Pruned(data["through"], data["prev"])
+    return Pruned(through, data["prev"])
 
 
 class DeathWatch:
@@ -141,7 +149,7 @@ def _outlived_an_end(stream: str) -> bool:
     known = read_end(stream, first)
     if known is None:
         return False
-    with open(os.path.join(stream, segment_name(first)), "rb") as file:
+    with open_plain(os.path.join(stream, segment_name(first))) as file:
         file.seek(known.length)
         return any(line.endswith(b"\n") and has_valid_crc(line[:-1]) for line in file)
 
@@ -198,9 +206,9 @@ def _last_in(raw: bytes, measured: "Measured") -> int:
     says = {name: int(number) for name, number in _NUMBERS.findall(raw)}
     missing, last = says.get(b"length", 0) - measured.length, says.get(b"last", 0)
     if missing <= 0:
-        return last
+        return min(last, MAX_SEQ)
     most = measured.last + max(1, missing // _SHORTEST_EVENT)  # one of its digits may be damaged, too
-    return min(max(last, measured.last + 1), most)
+    return min(max(last, measured.last + 1), most, MAX_SEQ)
 
 
 def _write_end(stream: str, first: int, measured: "Measured", last: int) -> None:
@@ -209,20 +217,25 @@ def _write_end(stream: str, first: int, measured: "Measured", last: int) -> None
         return
     missing = f"; seqs {measured.last + 1} to {last} are missing" if last > measured.last else ""
     target = os.path.join(stream, end_name(first))
-    line = encode_line(
+    line = end_line(measured, last, f"its writer died{missing}")
+    try:
+        # One that is there is void (the writer went on after it), damaged, or knows of bytes that are gone.
+        durable.write_file(target, line, exclusive=not os.path.lexists(target))
+    except FileExistsError:
+        return
+
+
+def end_line(measured: "Measured", last: int, reason: str) -> bytes:
+    """The content of a `.end`, made now."""
+    return encode_line(
         {
             "length": measured.length,
             "last": last,
             "sha256": measured.sha256,
-            "reason": f"its writer died{missing}",
+            "reason": reason,
             "time": time.time_ns(),
         }
     )
-    try:
-        # One that is there is void (the writer went on after it), damaged, or knows of bytes that are gone.
-        durable.write_file(target, line, exclusive=not os.path.exists(target))
-    except FileExistsError:
-        return
 
 
 class Measured(NamedTuple):
@@ -235,25 +248,33 @@ class Measured(NamedTuple):
 
 def measure(path: str, first_seq: int) -> Measured:
     """What an `.end` says of the segment as it is. Raises OSError."""
+    with open_plain(path) as file:
+        return measure_lines(iter(lambda: file.readline(MAX_LINE + 1), b""), first_seq)
+
+
+def measure_lines(lines: Iterable[bytes], first_seq: int) -> Measured:
+    """The same of a segment given in lines, or pieces of what is too long for one."""
     length, last, position = 0, first_seq - 1, 0
     digest, good = hashlib.sha256(), hashlib.sha256()
-    with open(path, "rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            digest.update(line)
-            position += len(line)
-            if not line.endswith(b"\n") or not has_valid_crc(line[:-1]):
-                continue
-            length, good = position, digest.copy()
+    for line in lines:
+        digest.update(line)
+        position += len(line)
+        if not line.endswith(b"\n") or not has_valid_crc(line[:-1]):
+            continue
+        length, good = position, digest.copy()
+        try:
             value = decode_line(line[:-1])
-            seq = value.get("seq", value.get("seal"))
-            if type(seq) is int and seq > last:
-                last = seq
+        except FormatError:
+            continue  # no JSON, though its checksum says that it is as it was written
+        seq = value.get("seq", value.get("seal"))
+        if type(seq) is int and last < seq <= MAX_SEQ:
+            last = seq
     return Measured(length, last, good.hexdigest())
 
 
 def last_lines(path: str, count: int = 2, window: int = 1 << 16) -> list[dict[str, Any]]:
     """The last valid lines of a segment that lie in its last `window` bytes, at most `count`, decoded."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - window))
         data = file.read()

@@ -7,6 +7,7 @@ on, what does not becomes a dead letter.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from spoolagent.format.layout import MAX_SEQ
 from spoolagent.format.values import number
 
 TYPES = frozenset(
@@ -91,7 +92,9 @@ def _collect(name: str, value: Any, found: dict[str, float | int]) -> None:
 def parse_event(data: dict[str, Any]) -> Event | None:
     """The event of a decoded line, or None when seq, time or type are not what they must be."""
     seq, time_ns, kind = data.get("seq"), data.get("time"), data.get("type")
-    if type(seq) is int and type(time_ns) is int and type(kind) is str and seq > 0 and 0 <= time_ns < 2**63:
+    if type(seq) is not int or not 0 < seq <= MAX_SEQ:
+        return None
+    if type(time_ns) is int and type(kind) is str and 0 <= time_ns < 2**63:
         return Event(seq, time_ns, kind, data)
     return None
 

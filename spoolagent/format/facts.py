@@ -19,6 +19,7 @@ from spoolagent.format.layout import (
     stream_dir,
 )
 from spoolagent.format.lines import MAX_LINE, decode_line
+from spoolagent.format.plain import open_plain
 from spoolagent.format.spool import open_spool
 
 RunState = Literal["running", "finished", "failed", "killed"]
@@ -206,7 +207,7 @@ def _last_event(folder: str, segments: list[int]) -> tuple[_Tail, int, int | Non
 
 def _read_tail(path: str) -> _Tail:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             size = file.seek(0, os.SEEK_END)
             tail = _Tail([], 0)
             for window in _WINDOWS:
@@ -278,7 +279,7 @@ def start_fields(spool: str, key: StreamKey) -> dict[str, Any]:
     if segments[:1] != [1]:
         return {}
     try:
-        with open(os.path.join(stream_dir(spool, key), segment_name(1)), "rb") as file:
+        with open_plain(os.path.join(stream_dir(spool, key), segment_name(1))) as file:
             file.readline(MAX_LINE)
             line = decode_line(file.readline(MAX_LINE).removesuffix(b"\n"))
     except (FormatError, FileNotFoundError):

@@ -4,8 +4,9 @@ import os
 from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError, NewerFormat
-from spoolagent.format.layout import FORMAT, list_segments, segment_name
+from spoolagent.format.layout import FORMAT, MAX_SEQ, list_segments, segment_name
 from spoolagent.format.lines import MAX_LINE, decode_line
+from spoolagent.format.plain import open_plain
 
 
 class Header(NamedTuple):
@@ -37,6 +38,10 @@ def parse_header(data: dict[str, Any], where: str) -> Header:
         "created": int,
     }
     wrong = [name for name, kind in kinds.items() if type(data.get(name)) is not kind]
+    if not wrong and not (
+        0 < data["attempt"] <= MAX_SEQ and 0 < data["first"] <= MAX_SEQ and 0 <= data["created"] < 2**63
+    ):
+        wrong = ["a number"]
     if wrong or data.get("role") not in ("main", "aux") or not isinstance(data.get("prev"), str | None):
         raise FormatError(f"{where} has no valid header ({', '.join(wrong) or 'role or prev'})")
     launch = data.get("launch")
@@ -55,7 +60,7 @@ def parse_header(data: dict[str, Any], where: str) -> Header:
 
 def read_segment_header(path: str) -> Header | None:
     """The header of the segment at `path`; None while its line is not whole. Raises OSError, FormatError."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         line = file.readline(MAX_LINE)
     if not line.endswith(b"\n"):
         return None

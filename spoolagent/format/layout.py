@@ -14,6 +14,8 @@ LIVE_FILE = "LIVE"
 PRUNED_FILE = "pruned.json"
 SEGMENT_SUFFIX = ".jsonl"
 END_SUFFIX = ".end"
+MAX_SEQ = 2**62
+"""No seq, and no length in bytes, is larger: what says so is not taken for one (SQLite and orjson end at 2^63)."""
 DIR_MODE = 0o700
 FILE_MODE = 0o600
 
@@ -67,7 +69,8 @@ def end_name(first_seq: int) -> str:
 def _first_seq(name: str, suffix: str) -> int | None:
     stem = name[: -len(suffix)] if name.endswith(suffix) else ""
     # isdigit() alone takes digits of other scripts, and superscripts
-    return int(stem) if len(stem) == 20 and stem.isascii() and stem.isdigit() else None
+    seq = int(stem) if len(stem) == 20 and stem.isascii() and stem.isdigit() else 0
+    return seq if 0 < seq <= MAX_SEQ else None
 
 
 def list_segments(stream: str) -> list[int]:
@@ -82,10 +85,11 @@ def list_ends(stream: str) -> list[int]:
 
 def _listed(stream: str, suffix: str) -> list[int]:
     try:
-        names = os.listdir(stream)
+        with os.scandir(stream) as entries:
+            found = [(seq, e) for e in entries if (seq := _first_seq(e.name, suffix)) is not None]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(seq for name in names if (seq := _first_seq(name, suffix)) is not None)
+    return sorted(seq for seq, entry in found if entry.is_file(follow_symlinks=False))
 
 
 def list_names(parent: str) -> list[str]:

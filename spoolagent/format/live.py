@@ -17,6 +17,7 @@ import orjson
 
 from spoolagent.format.durable import discard, fault_point
 from spoolagent.format.layout import FILE_MODE, LIVE_FILE
+from spoolagent.format.plain import open_plain
 
 RENEW_S = 10.0
 _FLOCK = "hhqqi4x"  # struct flock on Linux: l_type, l_whence, l_start, l_len, l_pid
@@ -119,7 +120,7 @@ def is_there(stream: str) -> bool:
 def read_owner(stream: str) -> tuple[Owner | None, bytes]:
     """Who owns the stream's LIVE and its raw content; (None, b"") when there is none."""
     try:
-        with open(os.path.join(stream, LIVE_FILE), "rb") as file:
+        with open_plain(os.path.join(stream, LIVE_FILE)) as file:
             raw = file.read(4096)
     except OSError:
         return None, b""
@@ -136,7 +137,7 @@ def is_locked(stream: str) -> bool | None:
     Never call it for a stream of this very process (see `is_held_here`).
     """
     try:
-        fd = os.open(os.path.join(stream, LIVE_FILE), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(os.path.join(stream, LIVE_FILE), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     except OSError:  # no descriptor left, no permission, a server away: no evidence of a death

@@ -8,6 +8,7 @@ any order); then its seqs are lost, its bytes are handed out for quarantine, and
 import hashlib
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
@@ -20,8 +21,9 @@ from spoolagent.format.blocks import BLOCK, plain_events
 from spoolagent.format.ends import End, read_end, read_pruned
 from spoolagent.format.events import Event, parse_event
 from spoolagent.format.header import Header, parse_header, read_segment_header
-from spoolagent.format.layout import list_segments, segment_name
+from spoolagent.format.layout import MAX_SEQ, list_segments, segment_name
 from spoolagent.format.lines import CRC_BYTES, MAX_LINE, has_valid_crc
+from spoolagent.format.plain import open_plain
 from spoolagent.format.tail import Tail, events_in, look_back
 
 PATIENCE_S = 60.0
@@ -116,6 +118,7 @@ class StreamReader:
         self._synced: tuple[int, int] = (0, 0)
         self._parsed: tuple[Position, bytes] | None = None
         self._looked: tuple[tuple[int, ...], Tail] | None = None
+        self._listed: list[int] = []
         self._bad_before = 0  # the seq that was expected when a bad line was given up, if nothing came since
 
     # -- the caller's side -------------------------------------------------------------------------------
@@ -148,18 +151,17 @@ class StreamReader:
                 return state
         path = self._path()
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = open_plain(path, 0)
         except FileNotFoundError:
             return self._missing_segment()
-        try:
+        with file:
+            fd = file.fileno()
             size = os.fstat(fd).st_size
             data = os.pread(fd, min(max_bytes, _PIECE), self.position.offset)
             if data and b"\n" not in data:  # a longer line
                 data = os.pread(fd, MAX_LINE + 1, self.position.offset)
             if data and self._at_home:
                 self._sync(fd, path, size)
-        finally:
-            os.close(fd)
         if size < self.position.offset:
             return self._shrunk(path, size)
         end = data.rfind(b"\n") + 1
@@ -245,7 +247,7 @@ class StreamReader:
             return self._bad_line(line, "its checksum does not match")
         if position.offset == 0:
             return self._header_line(line, fields)
-        if type(fields.get("seal")) is int:
+        if type(fields.get("seal")) is int and fields["seal"] <= MAX_SEQ:
             return self._seal_line(line, fields)
         event = parse_event(fields)
         if event is None:
@@ -329,8 +331,11 @@ class StreamReader:
     # -- between segments --------------------------------------------------------------------------------------
 
     def _following(self) -> int | None:
-        later = [first for first in list_segments(self.stream) if first > self.position.segment]
-        return later[0] if later else None
+        at = bisect_right(self._listed, self.position.segment)
+        if self._listed[at : at + 1] != [self.position.next_seq]:  # else it is the one that has to come
+            self._listed = list_segments(self.stream)
+            at = bisect_right(self._listed, self.position.segment)
+        return self._listed[at] if at < len(self._listed) else None
 
     def _enter(self, first: int) -> State:
         """Goes on in the segment `first`, with what is missing before it given up if it must be."""
@@ -439,7 +444,7 @@ class StreamReader:
         if self._events:
             return Tail(None, 0)
         if self._looked is None or self._looked[0] != key:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 self._looked = key, look_back(file.fileno(), self.position.offset, self.position.next_seq)
         return self._looked[1]
 
@@ -456,7 +461,7 @@ class StreamReader:
 
     def _ended_in_damage(self, end: End, path: str, torn: bytes) -> State:
         """Whole lines follow where the `.end` says that the stream ends: damaged ones, or its writer went on."""
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(end.length)
             lines = file.read(self.position.offset - end.length).split(b"\n")[:-1]
         if any(has_valid_crc(line) for line in lines):
@@ -497,8 +502,11 @@ class StreamReader:
             header = read_segment_header(os.path.join(self.stream, segment_name(following)))
             if header is None:
                 return False
-            with open(self._path(), "rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == header.prev
+            with open_plain(self._path()) as file:
+                digest = hashlib.sha256()
+                while piece := file.read(_PIECE):
+                    digest.update(piece)
+            same = digest.hexdigest() == header.prev
         except (OSError, FormatError):
             return False
         self._complete = (self.position.segment, size, following, same)

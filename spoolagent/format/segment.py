@@ -77,7 +77,7 @@ class Segment:
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
         durable.fault_point("create", self.path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self.fd = os.open(self.path, flags, FILE_MODE)
         try:
             status = os.fstat(self.fd)

@@ -130,7 +130,7 @@ class StreamWriter:
         self.role, self.attempt, self.launch = role, attempt, launch
         self.options = options
         self.dropped = 0
-        """Events that could not be written (or with `always` not fsynced) in this process, so far."""
+        """Events that could not be written in this process, so far."""
         self._start = start
         self._warn = warn
         self._reset()
@@ -198,10 +198,11 @@ class StreamWriter:
                 if self._deferred:
                     self._write_deferred()
             except OSError as error:
-                if segment.size > before:
-                    self.seq = seq  # a signal handler's TimeoutError, just after the write
-                self._failed(error)
-                self._count_drop(time.time_ns())
+                if segment.size > before:  # a signal handler's TimeoutError, just after the write
+                    self.seq, self._dirty = max(self.seq, seq), True
+                else:
+                    self._failed(error)
+                    self._count_drop(time.time_ns())
             except BaseException:
                 self._fast = None
                 if segment.size > before:

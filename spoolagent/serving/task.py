@@ -19,6 +19,8 @@ from spoolagent.serving.changes import Named, StreamFacts
 from spoolagent.serving.chunks import merge
 from spoolagent.settings import AgentSettings, ReceiverSettings
 
+_CHUNKS = 1000
+"""Reads in one turn: a stream of a million empty segments must not keep the others waiting."""
 _READ_ANYWAY = 30
 """An unchanged stream is read every so many looks."""
 
@@ -75,7 +77,9 @@ class Task:
             return
         if self.named or self._is_unchanged():
             return
-        while not self.is_full:
+        for _ in range(_CHUNKS):
+            if self.is_full:
+                return
             chunk = self._read_once()
             if chunk is None:
                 return

@@ -9,7 +9,7 @@ from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey
 from spoolagent.shipping.blobs import BlobCarrier
 from spoolagent.shipping.report import Tally
-from spoolagent.shipping.source import reading, signature, stream_path
+from spoolagent.shipping.source import not_plain, reading, signature, stream_path
 from spoolagent.shipping.target import Target
 from spoolagent.shipping.walk import Forked, Memory, State, Walk
 
@@ -49,6 +49,7 @@ class StreamCarrier:
         self._writer = key.writer
         self.seen: object = None
         """What the directory looked like when it was carried last; None: not yet, or `forget`."""
+        self._odd: set[str] = set()
         self._memory = Memory()
 
     def forget(self) -> None:
@@ -85,6 +86,7 @@ class StreamCarrier:
         seen = signature(self.path)
         if self.state not in ("waiting", "more") and self.seen == seen:
             return self.state
+        self._tell_of(not_plain(self.path))
         for _ in range(_MAX_FORKS):
             try:
                 with self._target.stream(self.key._replace(writer=self._writer)) as copy:
@@ -110,6 +112,13 @@ class StreamCarrier:
             self._tally.clear("waiting", self.key)
             self._memory.suspects.clear()
         return self.state
+
+    def _tell_of(self, odd: set[str]) -> None:
+        for path in odd:
+            self._tally.note("error", self.key, f"{path} is not a plain file: it is not shipped", about=path)
+        for path in self._odd - odd:
+            self._tally.clear("error", self.key, about=path)
+        self._odd = odd
 
     def _fork(self, mark: str) -> None:
         old, self._writer = self._writer, f"{self._writer}.fork-{mark}"

@@ -32,7 +32,7 @@ def fork_mark(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:8]
 
 
-class _Lines:
+class Lines:
     """Lines by offset, through a window of a few MiB."""
 
     def __init__(self, read: Read, length: int) -> None:
@@ -68,7 +68,7 @@ def examine(source: Read, source_length: int, target: Read, target_length: int) 
     side has whole is damage on the other: the target's is cut off and shipped anew, the source's stays as the
     target has it.
     """
-    ours, theirs = _Lines(source, source_length), _Lines(target, target_length)
+    ours, theirs = Lines(source, source_length), Lines(target, target_length)
     offset, damaged_at, source_is_damaged = 0, -1, False
     while offset < min(source_length, target_length):
         mine, other = ours.at(offset), theirs.at(offset)
@@ -91,7 +91,7 @@ def examine(source: Read, source_length: int, target: Read, target_length: int) 
 
 def has_valid_line(read: Read, offset: int, length: int) -> bool:
     """True when a valid line stands between `offset`, where a line begins, and `length`."""
-    lines = _Lines(read, length)
+    lines = Lines(read, length)
     while offset < length and (line := lines.at(offset)):
         if is_line(line):
             return True

@@ -19,8 +19,9 @@ from spoolagent.errors import FormatError, Locked, Unreachable, UsageError
 from spoolagent.format import durable, layout
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.names import check_case, check_name
+from spoolagent.format.plain import open_plain
 from spoolagent.format.spool import create_spool, open_spool
-from spoolagent.shipping.target import AnotherSpool, Away, OffsetRefused
+from spoolagent.shipping.target import AnotherSpool, Away, InTheWay, OffsetRefused
 
 _CHUNK = 1 << 20
 _NAMED_MOST = 100_000
@@ -105,6 +106,7 @@ class DirectoryTarget:
             check_name(kind, name)
         stripe = hashlib.sha256(f"{key.site}/{key.run}".encode()).hexdigest()[:2]
         with self._root() as root:
+            _check_links(root, layout.stream_dir(root, key))
             self._check_case(root, key)
             lock = FileLock(
                 os.path.join(root, layout.AGENT_DIR, "locks", f"ship-{stripe}.lock"), mode=layout.FILE_MODE
@@ -145,6 +147,7 @@ class DirectoryTarget:
         with self._root() as root:
             check_case("site", os.path.join(root, "sites"), site)
             final = layout.blob_path(root, site, sha256)
+            _check_links(root, os.path.dirname(final))
             digest = hashlib.sha256()
             with durable.temporary(os.path.join(root, layout.AGENT_DIR, "incoming", sha256)) as (fd, temp):
                 for chunk in chunks:
@@ -209,7 +212,7 @@ class DirectoryCopy:
     def side(self, name: str) -> bytes:
         """See `StreamCopy.side`."""
         try:
-            with open(os.path.join(self._folder, name), "rb") as file:
+            with open_plain(os.path.join(self._folder, name)) as file:
                 return file.read(_CHUNK)
         except FileNotFoundError:
             return b""
@@ -217,6 +220,7 @@ class DirectoryCopy:
     def put_side(self, name: str, data: bytes) -> None:
         """See `StreamCopy.put_side`."""
         self.sync()
+        _check_plain(os.path.join(self._folder, name))
         durable.make_dirs(self._folder)
         _remove_leftovers(self._folder, 0.0)  # of a shipper that died here: we hold the lock
         durable.write_file(os.path.join(self._folder, name), data)
@@ -254,11 +258,35 @@ class DirectoryCopy:
             durable.fault_point("create", path)
             self._new_names.add((self._key, first_seq))  # if it is there, who made it may have been killed
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags, layout.FILE_MODE)
+        try:
+            self._fd = os.open(path, flags, layout.FILE_MODE)
+        except OSError:
+            _check_plain(path)
+            raise
         self._first = first_seq
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self.close()
+            _check_plain(path)
 
     def _path(self, first_seq: int) -> str:
         return os.path.join(self._folder, layout.segment_name(first_seq))
+
+
+def _check_links(root: str, folder: str) -> None:
+    """Raises InTheWay when a directory between `root` and `folder` is a symbolic link: nothing is written through it."""
+    place = root
+    for name in os.path.relpath(folder, root).split(os.sep):
+        place = os.path.join(place, name)
+        if os.path.islink(place):
+            raise InTheWay(
+                f"{os.path.relpath(place, root)} is a symbolic link at the target: remove it there"
+            )
+
+
+def _check_plain(path: str) -> None:
+    """Raises InTheWay when something else than a plain file is there."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise InTheWay(f"{'/'.join(path.split(os.sep)[-4:])} is no plain file at the target: remove it there")
 
 
 def _remove_leftovers(folder: str, older_than_s: float) -> None:

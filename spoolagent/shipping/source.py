@@ -118,6 +118,17 @@ def signature(stream: str) -> tuple[tuple[str, int, int, int], ...]:
     return tuple(sorted(found))
 
 
+def not_plain(stream: str) -> set[str]:
+    """Paths of what has the name of a file that ships, and is something else: it counts as missing. Raises SourceError."""
+    with reading(stream), os.scandir(stream) as entries:
+        return {
+            entry.path
+            for entry in entries
+            if entry.name.endswith((layout.SEGMENT_SUFFIX, layout.END_SUFFIX, layout.PRUNED_FILE))
+            and not entry.is_file(follow_symlinks=False)
+        }
+
+
 def iter_blobs(spool: str, site: str) -> Iterator[str]:
     """The hashes by which the blobs of a site are named."""
     folder = layout.blob_dir(spool, site)

@@ -15,6 +15,10 @@ class OffsetRefused(SpoolError):
     """The target's segment has not the length that the shipper thinks: another one was at work. Compare again."""
 
 
+class InTheWay(SpoolError):
+    """At the target lies something else, a symbolic link perhaps, where a file or directory of the stream should."""
+
+
 class Away(Unreachable):
     """The whole target is away (not mounted, renamed). When it comes back, everything is compared again."""
 

@@ -14,6 +14,7 @@ from spoolagent.format.lines import MAX_LINE, decode_line
 from spoolagent.format.reader import PATIENCE_ELSEWHERE_S
 from spoolagent.shipping import compare
 from spoolagent.shipping.blobs import BlobCarrier
+from spoolagent.shipping.deaths import end_at_target
 from spoolagent.shipping.report import Tally
 from spoolagent.shipping.source import SourceSegment, read_side, reading
 from spoolagent.shipping.target import StreamCopy
@@ -72,7 +73,7 @@ class Walk:
         self._in_full = in_full
         self._bytes = self._lines = 0
         self._left = TURN_BYTES
-        self._is_cut_short = False
+        self._is_cut_short = self._has_later = False
 
     def run(self, is_over: IsOver, should_stop: Callable[[], bool]) -> State:
         """Walks. Raises Forked when another stream lies there, SourceError, and what the target raises."""
@@ -82,6 +83,7 @@ class Walk:
             segments = layout.list_segments(self._path)
             there = self._copy.segments()
             self._send_pruned(there)
+            self._has_later = bool(segments) and max(there, default=0) > segments[-1]
             for first, following in zip_longest(segments, segments[1:]):
                 if self._in_full and should_stop():
                     self._is_cut_short = True
@@ -89,6 +91,10 @@ class Walk:
                 state = self._segment(first, following, there.get(first, 0))
                 if following is not None and state != "done":
                     break
+            else:
+                if self._has_later:  # the source has lost its last segment
+                    last = max(there)
+                    state = self._end_there(segments[-1], last, there[last])
         finally:
             self._settle()
         return "more" if self._is_cut_short else state
@@ -215,8 +221,10 @@ class Walk:
         """The target has all of this segment and more: it wins, unless the source's is known to be all there is."""
         first = segment.first_seq
         if following is None:
-            text = f"{self._key}: the target has {there} bytes of segment {first}, the source {segment.size}; it was kept"
-            self._tally.note("longer", self._key, text)
+            if not self._has_later:
+                text = f"{self._key}: the target has {there} bytes of segment {first}, the source {segment.size}; it was kept"
+                self._tally.note("longer", self._key, text)
+                return self._end_there(first, first, there)
             return "current"
         if self._prev_of(following) == self._copy.sha256(first, there):
             return "done"  # what the source lacks came to the target by another way
@@ -231,6 +239,26 @@ class Walk:
                 head.close()
         self._copy.cut(first, segment.size)
         return segment.size
+
+    def _end_there(self, ours: int, first: int, there: int) -> State:
+        """The target has more than the source's last segment `ours`, in `first`. If its writer is dead, that is all."""
+        segment = SourceSegment(self._path, ours)
+        try:
+            if first > ours:
+                text = (
+                    f"{self._key}: the target has segment {first}, the source none after {ours}; it was kept"
+                )
+                self._tally.note("longer", self._key, text)
+            end = ends.read_end(self._path, ours)
+            if end is None or self._limit(segment, unread=False) != end.length:
+                return "current"  # none, or void: its writer went on
+        finally:
+            segment.close()
+        self._settle()
+        reason = end_at_target(self._copy, first, there, end)
+        if reason:
+            self._tally.told_end(self._key, reason)
+        return "done"
 
     # -- where to end --------------------------------------------------------------------------------------
 
@@ -251,9 +279,14 @@ class Walk:
         end = ends.read_end(self._path, segment.first_seq)
         if end is None or end.length > offset or self._limit(segment, unread=False) != end.length:
             return "current"  # none, not there yet, or void: its writer went on
-        name = layout.end_name(segment.first_seq)
+        first = segment.first_seq
+        if compare.has_valid_line(lambda at, size: self._copy.read(first, at, size), end.length, offset):
+            text = f"{self._key}: the target has lines of segment {first} that are damaged in the source; they were kept"
+            self._tally.note("longer", self._key, text)
+            return self._end_there(first, first, offset)
+        name = layout.end_name(first)
         raw = read_side(self._path, name)
-        if raw != self._copy.side(name):
+        if raw != self._copy.side(name) and not self._has_later:
             self._settle()
             self._copy.put_side(name, raw)
             self._tally.told_end(self._key, end.reason)

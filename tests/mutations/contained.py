@@ -75,6 +75,15 @@ MUTATIONS = (
     # -- 7. containment -----------------------------------------------------------------------------------
     Mutation(
         7,
+        "end-forgets",
+        "an `.end` that is written anew says nothing of the seqs that the old one knew of",
+        "spoolagent/format",
+        "max(measured.last, last_known(stream, first, measured))",
+        "measured.last",
+        ("test_reader.py::test_an_end_remembers_what_its_segment_lost",),
+    ),
+    Mutation(
+        7,
         "later-format-read",
         "a segment of a later format is read as if it were of this one",
         f"{FORMAT}/header.py",

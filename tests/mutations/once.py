@@ -97,6 +97,15 @@ MUTATIONS = (
     # -- 3. effective once --------------------------------------------------------------------------------
     Mutation(
         3,
+        "whole-line-without-seq",
+        "a line that was written whole gives its seq to the next event when the write reported an error",
+        "spoolagent/format",
+        "            if is_whole:\n                self._count(line)\n",
+        "            if is_whole:\n                self.broken = True\n",
+        ("test_stream_writer.py::test_a_whole_line_counts_whatever_the_write_said",),
+    ),
+    Mutation(
+        3,
         "bytes-of-delivery",
         "a batch for TensorBoard is other bytes each time that it is delivered",
         "receivers/tb_events.py",
@@ -255,8 +264,7 @@ MUTATIONS = (
         "incomplete-segment-passed",
         "a segment that a shipper has not brought whole is passed when the next one is there",
         READER,
-        '            with open(self._path(), "rb") as file:\n'
-        '                same = hashlib.file_digest(file, "sha256").hexdigest() == header.prev\n',
+        "            same = digest.hexdigest() == header.prev\n",
         "            same = bool(header.prev)\n",
         ("test_reader.py::test_a_truncated_middle_segment_waits_where_it_was_not_born",),
     ),
