@@ -19,6 +19,7 @@ from spoolagent.format.layout import (
     iter_streams,
     stream_dir,
 )
+from spoolagent.format.plain import open_plain
 from spoolagent.format.spool import open_spool
 from spoolagent.fsck import is_near
 from spoolagent.repair_aside import Repair, keep_aside
@@ -108,7 +109,7 @@ def _uuids(spool: str) -> dict[str, list[StreamKey]]:
 
 def _raw(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             return file.read(1 << 16)
     except FileNotFoundError:
         return b""

@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import shipping_help as h
+from spool_help import make_writer, write_metrics
 from test_worker import Agent
 
+from spoolagent.errors import FormatError
 from spoolagent.format.facts import run_facts
 from spoolagent.format.layout import LIVE_FILE, PRUNED_FILE, end_name, list_segments, segment_name, stream_dir
 from spoolagent.format.lines import encode_line, seal
@@ -174,3 +176,18 @@ def test_many_small_segments_are_read_in_one_listing(tmp_path, monkeypatch):
         state, count = chunk.state, count + len(chunk.events)
     assert (state, count) == ("closed", 301)
     assert len(listed) < 5
+
+
+def test_a_spool_json_that_is_no_plain_file(tmp_path):
+    """Nobody waits for it; `fsck --repair` makes the right one from what the streams say."""
+    spool = tmp_path / "spool"
+    writer = make_writer(spool)
+    write_metrics(writer, 3)
+    writer.close()
+    uuid = open_spool(str(spool)).uuid
+    os.unlink(spool / "spool.json")
+    os.mkfifo(spool / "spool.json")
+    with pytest.raises(FormatError, match="no plain file.*fsck --repair"):
+        open_spool(str(spool))
+    assert all(step.done for step in repair(str(spool)))
+    assert open_spool(str(spool)).uuid == uuid

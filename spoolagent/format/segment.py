@@ -193,9 +193,9 @@ class Segment:
             if self.fd < 0:
                 durable.fsync_path(self.path)
                 return
+            size = self.size
             if not self._doubted:
                 try:
-                    size = self.size
                     durable.fsync_fd(self.fd, self.path)
                 except OSError:
                     self._doubted = True

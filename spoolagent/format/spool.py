@@ -9,6 +9,7 @@ import orjson
 from spoolagent.errors import FormatError, NewerFormat, UsageError
 from spoolagent.format.durable import make_dirs, write_file
 from spoolagent.format.layout import FORMAT, SPOOL_FILE
+from spoolagent.format.plain import NotPlain, open_plain
 
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}")
 
@@ -29,8 +30,10 @@ def open_spool(path: str) -> Spool:
     path = os.path.abspath(path)
     file = os.path.join(path, SPOOL_FILE)
     try:
-        with open(file, "rb") as handle:
+        with open_plain(file) as handle:
             raw = handle.read(1 << 16)
+    except NotPlain:
+        raise FormatError(f"{file} is no plain file: run 'spoolagent fsck --repair {path}'") from None
     except FileNotFoundError:
         what = "holds no spool.json" if os.path.isdir(path) else "does not exist"
         raise UsageError(
@@ -50,7 +53,7 @@ def _parse(raw: bytes, file: str) -> str:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise FormatError(
-            f"{file} is damaged ({error}); restore it from a backup or run 'spoolagent fsck'"
+            f"{file} is damaged ({error}); restore it from a backup or run 'spoolagent fsck --repair'"
         ) from error
     number = value.get("format") if isinstance(value, dict) else None
     if type(number) is int and number > FORMAT:

@@ -11,6 +11,7 @@ import orjson
 
 from spoolagent.format import live
 from spoolagent.format.layout import AGENT_DIR, StreamKey
+from spoolagent.format.plain import open_plain
 from spoolagent.serving.activity import HEARTBEAT_FILE
 from spoolagent.serving.database import MADE, MIRROR, NAME, existing
 from spoolagent.serving.schema import VERSION
@@ -243,7 +244,7 @@ def _is_there(beat: dict[str, Any]) -> bool:
 
 
 def _note(path: str) -> dict[str, Any]:
-    with suppress(OSError, orjson.JSONDecodeError), open(path, "rb") as file:
+    with suppress(OSError, orjson.JSONDecodeError), open_plain(path) as file:
         value = orjson.loads(file.read(1 << 20))
         if isinstance(value, dict):
             return value
