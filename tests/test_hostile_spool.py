@@ -187,7 +187,7 @@ def test_a_spool_json_that_is_no_plain_file(tmp_path):
     uuid = open_spool(str(spool)).uuid
     os.unlink(spool / "spool.json")
     os.mkfifo(spool / "spool.json")
-    with pytest.raises(FormatError, match="no plain file.*fsck --repair"):
+    with pytest.raises(FormatError, match=r"no plain file.*fsck --repair"):
         open_spool(str(spool))
     assert all(step.done for step in repair(str(spool)))
     assert open_spool(str(spool)).uuid == uuid
