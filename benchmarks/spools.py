@@ -1,7 +1,7 @@
 """Spools to read from, and workers that deliver them."""
 
 from spoolagent.contract import Batch, Outcome, Receiver, RunEnd, State
-from spoolagent.format.layout import iter_streams, stream_dir
+from spoolagent.format.layout import StreamKey, iter_streams, stream_dir
 from spoolagent.format.spool import open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.serving.store import Store
@@ -23,6 +23,14 @@ def write_spool(path: str, events: int, run: str = "run-1") -> str:
 
 class _Never:
     """Hints that never come: everything is there when the worker starts."""
+
+    sees_all = False
+
+    def watch(self, key: StreamKey) -> None:
+        """Nothing is watched."""
+
+    def forget(self, key: StreamKey) -> None:
+        """Nothing was."""
 
     def wait(self, timeout_s: float) -> None:
         del timeout_s

@@ -9,7 +9,8 @@ from spoolagent.format import live
 from spoolagent.format.ends import DeathWatch, end_dead_stream, is_closed
 from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey, list_segments, segment_name, stream_dir
-from spoolagent.format.listing import Listing
+from spoolagent.format.listing import Listing, RunListing
+from spoolagent.format.marks import Marks
 from spoolagent.format.spool import Spool
 
 _LOOK_AGAIN_S = 30.0
@@ -19,7 +20,8 @@ _LOOK_AGAIN_S = 30.0
 class Undertaker:
     """Every agent of a spool runs one; two at once do no harm.
 
-    A stream that its writer closed, or that was born elsewhere, is not looked at again. `clock` is monotonic, in s.
+    A stream that its writer closed, or that was born elsewhere, is not looked at again. What it remembers of the
+    streams takes a fixed amount of memory; at most a stream is looked at in vain. `clock` is monotonic, in s.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Undertaker:
         self._watch = DeathWatch(stale_after_s=stale_after_s, clock=clock)
         self._listing = Listing(spool.path)
         self._report = report
-        self._done: set[StreamKey] = set()
-        self._ended: dict[StreamKey, tuple[int, int]] = {}
-        """Streams with a `.end`: their last segment, and its length, when they got it."""
+        self._done = Marks()
+        """Streams that need no further look."""
+        self._ended = Marks()
+        """Streams with a `.end`; and, with the last segment and its length, as they were when they got it."""
         self._look_again_at = 0.0
         self._complained: set[str] = set()
 
@@ -46,19 +49,34 @@ class Undertaker:
         again = self._clock() >= self._look_again_at
         if again:
             self._look_again_at = self._clock() + _LOOK_AGAIN_S
-        for key in self._listing.streams():
-            if key not in self._done and (again or key not in self._ended):
-                self._look(key)
+        for run in self._listing.runs():
+            if run is not None:
+                self._look_at_run(run, again=again)
         for folder, why in self._listing.unreadable.items():
             self._complain(folder, why)
 
-    def _look(self, key: StreamKey) -> None:
+    def _look_at_run(self, run: RunListing, *, again: bool) -> None:
+        is_done = True
+        for writer in run.writers:
+            key = StreamKey(run.site, run.run, writer)
+            if self._done.has(key):
+                continue
+            is_ended = self._ended.has(key)
+            if again or not is_ended:
+                self._look(key, is_ended=is_ended)
+            is_done = is_done and self._done.has(key)
+        if is_done:
+            self._listing.settled(run)
+
+    def _look(self, key: StreamKey, *, is_ended: bool) -> None:
         stream = stream_dir(self._spool.path, key)
         try:
-            size = _size(stream)
-            if key in self._ended and self._ended[key] == size:
+            if not is_ended and self._watch.is_surely_alive(stream):
                 return
-            self._ended.pop(key, None)
+            size = _size(stream)
+            if is_ended and self._ended.has(key, *size):
+                return
+            self._ended.discard(key)
             header = read_header(stream)
             if header is None and not live.is_there(stream):
                 return
@@ -68,7 +86,8 @@ class Undertaker:
                 if is_closed(os.path.join(stream, segment_name(size[0]))):
                     self._done.add(key)
                 else:
-                    self._ended[key] = size
+                    self._ended.add(key)
+                    self._ended.add(key, *size)
         except (OSError, FormatError) as error:
             self._complain(stream, f"cannot tell whether its writer lives: {error}")
 

@@ -4,6 +4,9 @@ Hints may be missing (an inotify queue overflows, a network mount sends none); t
 directory is watched *one-shot*: the kernel says "changed" once and is quiet until `wait` arms it again. A training
 process that writes 100,000 lines a second therefore costs one event per wait here and nothing at its own write()
 (watchdog's Observer, tried, needs a whole core for that flood; only its bindings to inotify are used).
+
+A spool's finished runs cost nothing here but the kernel's own watch: of run directories only so many names are
+remembered, and what comes up in another one is looked for.
 """
 
 import contextlib
@@ -18,12 +21,16 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from spoolagent.format.layout import StreamKey, list_names
+from spoolagent.format.layout import StreamKey, list_names, site_dir, stream_dir
 from spoolagent.format.names import is_legal
 
 GATHER_S = 0.05
 """The least time between two waits that end because of hints: a flood wakes the caller 20 times a second."""
 _REBUILD_S = 1.0
+_MOST_RUNS = 4096
+"""Run directories whose names are remembered, those last watched."""
+_MOST_STRANGERS = 4
+"""New streams of other runs that are looked for, one by one, at a time; more of them mean: sweep everything."""
 _NETWORK = frozenset(
     ("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs")
 )
@@ -44,18 +51,28 @@ class Watcher:
     """Waits for changes in the streams of `spool`. One thread waits; any thread or signal handler interrupts.
 
     `poll`: True never asks the kernel, None does not where the spool lies on a network file system, False always
-    asks. Where no hints can be had it says so in one warning, and `wait` merely sleeps.
+    asks. Where no hints can be had it says so in one warning, and `wait` merely sleeps. `streams`: False watches the
+    directories of streams only when asked to, by `watch`; new ones are hinted all the same.
     """
 
     def __init__(
-        self, spool: str, poll: bool | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        spool: str,
+        poll: bool | None = None,
+        *,
+        streams: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spool = os.path.abspath(spool)
         self._clock = clock
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inotify: _Inotify | None = None
-        self._places: dict[int, tuple[str, ...]] = {}
-        self._armed: dict[tuple[str, ...], int] = {}
+        self._streams = streams
+        self._places: dict[int, str] = {}
+        """The kernel's watch -> what it watches, below the spool."""
+        self._runs: dict[int, str] = {}
+        """The same for run directories, those last watched."""
+        self._refused = False
         self._quiet_until = 0.0
         self._rebuild_at: float | None = None
         self._warned = False
@@ -69,6 +86,11 @@ class Watcher:
     def has_hints(self) -> bool:
         """False when `wait` only sleeps."""
         return self._inotify is not None
+
+    @property
+    def sees_all(self) -> bool:
+        """True when every stream that is watched will be hinted, as far as can be known."""
+        return self._inotify is not None and not self._refused
 
     def wait(self, timeout_s: float) -> set[StreamKey] | None:
         """The streams that have changed since the last wait; None when that is unknown: sweep everything.
@@ -101,10 +123,19 @@ class Watcher:
         with contextlib.suppress(OSError, ValueError):  # closed, or interrupted a great many times
             os.eventfd_write(self._wakeup, 1)
 
+    def watch(self, key: StreamKey) -> None:
+        """From now on a change of this stream is hinted. To be called before the stream is looked at."""
+        if self._inotify is not None:
+            self._arm(_place(key))
+
     def forget(self, key: StreamKey) -> None:
         """Gives back the kernel's watch of a stream that has ended (it comes back when its directory is replaced)."""
-        wd = self._armed.pop(_parts(key), None)
-        if wd is not None and self._inotify is not None:
+        if self._inotify is None:
+            return
+        with contextlib.suppress(OSError):  # its directory is gone, and the watch with it
+            wd = self._inotify.add(
+                os.path.join(self.spool, _place(key)), _STREAM_MASK
+            )  # tells which one it is
             self._places.pop(wd, None)
             self._inotify.remove(wd)
 
@@ -142,31 +173,40 @@ class Watcher:
         if self._inotify is None:
             return set()
         hints: set[StreamKey] = set()
+        fired: set[str] = set()
+        strangers: set[str] = set()
         lost = False
         for wd, mask, name in self._inotify.read():
-            parts = self._places.get(wd)
+            place = self._places.get(wd, self._runs.get(wd))
             if mask & _OVERFLOW:
                 lost = True
-            elif parts is not None:
-                lost = self._take(wd, parts, mask, name, hints) or lost
-        for key in hints:
-            if _parts(key) not in self._armed:
-                self._arm(_parts(key))
+            elif place is None:
+                strangers.update([name] if mask & _ISDIR and is_legal(name) else ())
+            elif place.count("/") == _STREAM_DEPTH - 1:
+                self._places.pop(wd)  # it has fired
+                fired.add(place)
+            else:
+                lost = self._take(wd, place, mask, name, hints) or lost
+        for place in fired:
+            _, site, _, run, writer = place.split("/")
+            hints.add(StreamKey(site, run, writer))
+            self._arm(place)
         if lost:
             self._rebuild_at = self._clock()
             self._drop()
             return None
+        if len(strangers) > _MOST_STRANGERS:
+            return None
+        for name in strangers:
+            self._search(name, hints)
         return hints
 
-    def _take(self, wd: int, parts: tuple[str, ...], mask: int, name: str, hints: set[StreamKey]) -> bool:
-        """Handles one event. True when the spool itself went away."""
-        is_stream = len(parts) == _STREAM_DEPTH
-        if is_stream or mask & (_DELETE_SELF | _MOVE_SELF | _IGNORED):
-            self._places.pop(wd, None)  # it has fired, or its directory is gone
-            if self._armed.get(parts) == wd:
-                del self._armed[parts]
-            if is_stream:
-                hints.add(StreamKey(parts[1], parts[3], parts[4]))
+    def _take(self, wd: int, place: str, mask: int, name: str, hints: set[StreamKey]) -> bool:
+        """Handles one event of a directory that holds no segments. True when the spool itself went away."""
+        parts = place.split("/") if place else []
+        if mask & (_DELETE_SELF | _MOVE_SELF | _IGNORED):
+            self._places.pop(wd, None)
+            self._runs.pop(wd, None)
             return len(parts) < 2
         if mask & _ISDIR:
             self._appeared((*parts, name), hints)
@@ -177,16 +217,24 @@ class Watcher:
         if _is_wanted(parts):
             hints.update(StreamKey(p[1], p[3], p[4]) for p in self._arm_tree(parts))
 
+    def _search(self, writer: str, hints: set[StreamKey]) -> None:
+        """A stream came into view in a run whose name is not remembered: it is looked for."""
+        for site in list_names(os.path.join(self.spool, "sites")):
+            for run in list_names(os.path.join(site_dir(self.spool, site), "runs")):
+                if os.path.isdir(stream_dir(self.spool, StreamKey(site, run, writer))):
+                    self._arm(_place(StreamKey(site, run, writer)).rpartition("/")[0])
+                    self._appeared(("sites", site, "runs", run, writer), hints)
+
     # -- watches -------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
         self._drop()
-        self._rebuild_at = None
+        self._rebuild_at, self._refused = None, False
         try:
             self._inotify = _Inotify()
-            if not self._arm(()):
+            if not self._arm(""):
                 raise FileNotFoundError(errno.ENOENT, "it is not there", self.spool)
-            for _ in self._arm_tree(("sites",)):
+            for _ in self._arm_tree(("sites",), _STREAM_DEPTH if self._streams else _STREAM_DEPTH - 1):
                 pass
         except (OSError, ImportError) as error:
             self._drop()
@@ -194,30 +242,38 @@ class Watcher:
             self._rebuild_at = self._clock() + _REBUILD_S if missing else None
             self._warn(f"the kernel gives no file-system events for {self.spool} ({error})")
 
-    def _arm_tree(self, parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        """Watches a directory and those below it; yields the streams."""
-        if not self._arm(parts):
+    def _arm_tree(self, parts: tuple[str, ...], depth: int = _STREAM_DEPTH) -> Iterator[tuple[str, ...]]:
+        """Watches a directory and those below it; yields those that are `depth` deep: by default, streams."""
+        is_watched = self._streams or len(parts) < _STREAM_DEPTH
+        if is_watched and not self._arm("/".join(parts)):
             return
-        if len(parts) == _STREAM_DEPTH:
+        if len(parts) == depth:
             yield parts
             return
         for name in list_names(os.path.join(self.spool, *parts)):
             if _is_wanted((*parts, name)):
-                yield from self._arm_tree((*parts, name))
+                yield from self._arm_tree((*parts, name), depth)
 
-    def _arm(self, parts: tuple[str, ...]) -> bool:
+    def _arm(self, place: str) -> bool:
         """Watches one directory. False when it is not there. At the kernel's limit the others are kept."""
         assert self._inotify is not None
-        mask = _STREAM_MASK if len(parts) == _STREAM_DEPTH else _FOLDER_MASK
+        depth = place.count("/") + 1
+        mask = _STREAM_MASK if depth == _STREAM_DEPTH else _FOLDER_MASK
         try:
-            wd = self._inotify.add(os.path.join(self.spool, *parts), mask)
+            wd = self._inotify.add(os.path.join(self.spool, place), mask)
         except OSError as error:
             if error.errno == errno.ENOSPC:
+                self._refused = True
                 self._warn("the kernel's limit fs.inotify.max_user_watches is reached (raise it with sysctl)")
                 return True
             return False
-        self._places[wd] = parts
-        self._armed[parts] = wd
+        if depth == _STREAM_DEPTH - 1:
+            self._runs.pop(wd, None)
+            self._runs[wd] = place
+            if len(self._runs) > _MOST_RUNS:
+                del self._runs[next(iter(self._runs))]
+        else:
+            self._places[wd] = place
         return True
 
     def _drop(self) -> None:
@@ -225,7 +281,7 @@ class Watcher:
             self._inotify.close()
             self._inotify = None
         self._places.clear()
-        self._armed.clear()
+        self._runs.clear()
 
     def _warn(self, why: str) -> None:
         if not self._warned:
@@ -276,8 +332,8 @@ class _Inotify:
         os.close(self.fd)
 
 
-def _parts(key: StreamKey) -> tuple[str, ...]:
-    return ("sites", key.site, "runs", key.run, key.writer)
+def _place(key: StreamKey) -> str:
+    return f"sites/{key.site}/runs/{key.run}/{key.writer}"
 
 
 def _is_wanted(parts: tuple[str, ...]) -> bool:

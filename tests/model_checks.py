@@ -11,6 +11,7 @@ from model_process import Violation
 
 from spoolagent.format.layout import AGENT_DIR, iter_streams, list_segments, segment_name, stream_dir
 from spoolagent.serving.dead_letters import Choice, read_letters
+from spoolagent.serving.patrol import SLOW_S
 
 ROUNDS = 150
 PATIENCE = (61.0, 61.0, 86_401.0, 86_401.0, 61.0)
@@ -131,7 +132,11 @@ class Aftermath:
         ]
         states = [dict(tracker.statuses) for tracker in world.trackers.values()]
         places = [
-            {key: task._reader and task._reader.position for key, task in process.worker._tasks.items()}
+            {
+                task.key: task._reader and task._reader.position
+                for task in process.worker._pool.tasks()
+                if not task.may_rest  # those come and go
+            }
             for process in world.workers.values()
             if process.state == "waiting" and hasattr(process, "worker")
         ]
@@ -141,7 +146,9 @@ class Aftermath:
         """Every agent looks around."""
         for _ in range(times):
             for process in self._agents():
-                self.world.pass_of(process, None, seconds)
+                is_worker = process in self.world.workers.values()
+                hints = set() if is_worker and self.world.trusts_hints else None
+                self.world.pass_of(process, hints, seconds)
                 self.world.check_ends()
 
     def drain(self, without=None):
@@ -354,8 +361,9 @@ class Aftermath:
         return "killed"
 
     def _fresh(self):
-        """Liveness: a fresh event arrives, soon."""
+        """Liveness: a fresh event arrives, soon; where a lost hint is believed, with the next slow round."""
         world = self.world
+        bound_s = SLOW_S + 15 if world.trusts_hints else 27
         places = []
         for client in range(len(world.spools)):
             place = (
@@ -372,12 +380,12 @@ class Aftermath:
             )
             place[0].start(lambda place=place: world.append(place, 2, 0))
             places.append(place)
-        began = world.clock.now
         for name in world.config["receivers"]:
+            began = world.clock.now
             wanted = [p for p in places if name != "home" or p[2] == 0]
-            for _ in range(30):
+            while True:
                 late = [p for p in wanted if world.cursors[name].get(world.record(p[1], p[2]).key, 1) < 4]
-                if not late:
+                if not late or world.clock.now - began > bound_s:
                     break
                 self.turn(1, 0.3)
             need(

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from kill_help import children, is_dead, query
-from spool_help import clean_env, until
+from spool_help import NoHints, clean_env, until
 
 from spoolagent.contract import Outcome
 from spoolagent.format import durable, layout
@@ -93,7 +93,7 @@ class Clock:
         return self.now
 
 
-class Passes:
+class Passes(NoHints):
     """The worker's hints: each wait moves the clock and may call `on_wait(number)`; ends after `most` waits."""
 
     def __init__(self, clock, most, on_wait):

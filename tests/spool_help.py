@@ -38,6 +38,18 @@ def streams(spool):
     return {key: read_stream(layout.stream_dir(spool, key)) for key in layout.iter_streams(spool)}
 
 
+class NoHints:
+    """The part of a worker's hints that is the same wherever a test says itself when streams are looked at."""
+
+    sees_all = False
+
+    def watch(self, key):
+        """Nothing is watched."""
+
+    def forget(self, key):
+        """Nothing was."""
+
+
 def clean_env(**changes):
     """The environment without any of our variables, plus `changes`."""
     env = {k: v for k, v in os.environ.items() if k not in ENV_KEYS and not k.startswith("SPOOLAGENT_")}

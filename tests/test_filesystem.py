@@ -1,7 +1,7 @@
 """File-system trouble: hints that never come, files that are replaced, moved and restored, and very many of them.
 
-How many events and streams the measuring tests take comes from SPOOLAGENT_WAITING (10^6) and SPOOLAGENT_STREAMS
-(10^4); `make torture` takes 10^7.
+How much the measuring tests take comes from SPOOLAGENT_WAITING (10^6 events), SPOOLAGENT_STREAMS (10^4),
+SPOOLAGENT_FINISHED (10^4 streams) and SPOOLAGENT_IDLE (12 s); `make scale` takes 10^7, 10^4, 10^5 and 60.
 """
 
 import json
@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import schedule_help as h
@@ -24,6 +25,7 @@ from spool_help import clean_env, make_writer, streams, until, write_metrics
 
 from spoolagent.format import layout, stream
 from spoolagent.format.ends import read_end
+from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.serving.registry import load_receiver
 from spoolagent.serving.store import Store
@@ -34,6 +36,8 @@ from spoolagent.watching import Watcher
 
 WAITING = int(os.environ.get("SPOOLAGENT_WAITING", "1000000"))
 STREAMS = int(os.environ.get("SPOOLAGENT_STREAMS", "10000"))
+FINISHED = int(os.environ.get("SPOOLAGENT_FINISHED", "10000"))
+IDLE_S = float(os.environ.get("SPOOLAGENT_IDLE", "12"))
 
 
 def finished(writer):
@@ -463,10 +467,11 @@ if what.startswith("events="):
     writer.append("run_end", {"status": "finished", "exit_code": 0})
     writer.close()
 else:
-    for number in range(int(what[8:])):
+    kind, _, count = what.partition("=")
+    for number in range(int(count)):
         writer = make_writer(spool, site=f"site-{number % 20}", run=f"run-{number // 20}", durability="process")
         write_metrics(writer, 2)
-        if number % 2:
+        if number % 2 or kind == "finished":
             writer.append("run_end", {"status": "finished", "exit_code": 0})
             writer.close()
         else:
@@ -548,54 +553,115 @@ def cpu_s(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class Lines:
+    """Counts the events in a JSON-lines file, each byte read once."""
+
+    def __init__(self, path):
+        self.path, self.at, self.events, self.last = path, 0, 0, b""
+
+    def count(self):
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                file.seek(self.at)
+                new = file.read()
+            self.at += new.rfind(b"\n") + 1
+            self.events += new[: new.rfind(b"\n") + 1].count(b'"seq"')
+            self.last = new or self.last
+        return self.events
+
+
+class Costs(NamedTuple):
+    """What a service takes: worker and supervisor."""
+
+    mib: tuple[float, float]
+    files: tuple[int, int]
+    idle: float
+    """Of one core, both together."""
+
+
+def costs_of(folder, name, spool, lines, expected, capsys):
+    """Serves the spool until all of it and an event are delivered; nothing comes for a while; then two late ones."""
+    with h.Service(folder, name, "serve", "--spool", spool, "--to", f"jsonl:{lines.path}") as serve:
+        until(lambda: lines.count() == expected, timeout_s=3000, what="all events")
+        late_event(new_stream(spool), lines, expected + 2)  # until then a worker may be starting
+        pids = (serve.workers()[0], serve.process.pid)
+        began, busy_s = time.monotonic(), sum(map(cpu_s, pids))
+        until(lambda: time.monotonic() > began + IDLE_S, timeout_s=IDLE_S + 60, what="some idle time")
+        idle = (sum(map(cpu_s, pids)) - busy_s) / (time.monotonic() - began)
+        costs = Costs(tuple(map(rss_mib, pids)), tuple(map(open_files, pids)), idle)
+        took = [late_event(new_stream(spool), lines, expected + 4)]
+        still_open = next(open_streams(spool), None)
+        if still_open is not None:
+            took.append(late_event(still_open, lines, expected + 5))
+        text = (
+            f"\n{name}: worker {costs.mib[0]:.1f} MiB, {costs.files[0]} open files; supervisor "
+            f"{costs.mib[1]:.1f} MiB, {costs.files[1]} open files; {idle:.1%} of a core while nothing comes; "
+            f"an event is there after {took[0]:.2f} s (new stream)"
+        )
+        with capsys.disabled():
+            print(figure(text + "".join(f", {s:.2f} s (old idle stream)" for s in took[1:])))
+    return costs
+
+
+def new_stream(spool):
+    writer = make_writer(spool, run="new", durability="process")
+    return lambda: write_metrics(writer, 1)
+
+
+def open_streams(spool):
+    """Ways to append an event to a stream that MAKER left open."""
+    for key in layout.iter_streams(str(spool)):
+        path = os.path.join(layout.stream_dir(str(spool), key), layout.segment_name(1))
+        with open(path, "rb") as file:
+            is_open = key.run != "new" and b'"closed"' not in file.read()
+        if is_open:
+            line = encode_line({"seq": 4, "time": 1, "type": "metrics", "metrics": {"loss": 0.5}, "step": 4})
+            yield lambda path=path, line=line: open(path, "ab").write(line) and None
+
+
+def late_event(write, lines, expected):
+    """How long it takes until it is in the file, in s."""
+    began = time.monotonic()
+    write()
+    until(lambda: lines.count() == expected, what="a late event")
+    return time.monotonic() - began
+
+
+def as_if_from_elsewhere(spool):
+    uuid = "00000000-0000-4000-8000-000000000000"
+    (spool / "spool.json").write_text(json.dumps({"format": 1, "spool": uuid}))
+
+
 @pytest.mark.figures
 def test_memory_and_open_files_do_not_grow_with_the_streams(in_memory, capsys):
-    """A server's spool, half of its streams open; then one new event, which must not wait for the others."""
+    """A server's spool, half of its streams open; then two late events, which must not wait for the others."""
     found = {}
     for count in (10, STREAMS):
-        spool, out = in_memory / f"spool-{count}", in_memory / f"out-{count}" / "events.jsonl"
+        spool, lines = in_memory / f"spool-{count}", Lines(in_memory / f"out-{count}" / "events.jsonl")
         make(spool, f"streams={count}")
-        uuid = "00000000-0000-4000-8000-000000000000"  # as if all of them came from elsewhere
-        (spool / "spool.json").write_text(json.dumps({"format": 1, "spool": uuid}))
-        expected = 3 * count + count // 2
-        with h.Service(
-            in_memory, f"serve-{count}", "serve", "--spool", spool, "--to", f"jsonl:{out}"
-        ) as serve:
-            until(
-                lambda out=out, expected=expected: (
-                    out.exists() and out.read_bytes().count(b'"seq"') == expected
-                ),
-                timeout_s=200,
-                what="all events",
-            )
-            (worker,) = serve.workers()
-            began, busy_s = time.monotonic(), cpu_s(worker) + cpu_s(serve.process.pid)
-            writer = make_writer(spool, run="new", durability="process")
-            write_metrics(writer, 1)
-            until(
-                lambda out=out, writer=writer: writer.writer.encode() in out.read_bytes(),
-                what="the new event",
-            )
-            soon_s = time.monotonic() - began
-            lazy_until = began + 5.0
-            until(lambda lazy_until=lazy_until: time.monotonic() > lazy_until, what="five seconds")
-            idle = (cpu_s(worker) + cpu_s(serve.process.pid) - busy_s) / (time.monotonic() - began)
-            pids = (worker, serve.process.pid)
-            found[count] = (
-                [rss_mib(pid) for pid in pids],
-                [open_files(pid) for pid in pids],
-            )
-            with capsys.disabled():
-                (worker_rss, serve_rss), (worker_files, serve_files) = found[count]
-                print(
-                    figure(
-                        f"\n{count:,} streams: worker {worker_rss:.0f} MiB, {worker_files} open files; supervisor "
-                        f"{serve_rss:.0f} MiB, {serve_files} open files; {idle:.0%} of a core while nothing comes; "
-                        f"a new stream's event is there after {soon_s:.2f} s"
-                    )
-                )
-            writer.close()
-    (small, few), (large, many) = found[10], found[STREAMS]
-    for one, other in zip(small, large, strict=True):
-        assert other - one < 64 * STREAMS / 10_000, "MiB more"
-    assert many == few
+        as_if_from_elsewhere(spool)
+        found[count] = costs_of(
+            in_memory, f"{count:,} streams, half open", spool, lines, 3 * count + count // 2, capsys
+        )
+    assert_flat(found[10], found[STREAMS], worker_mib=8)
+
+
+@pytest.mark.figures
+def test_memory_and_open_files_do_not_grow_with_what_is_finished(in_memory, capsys):
+    """A service that is started where very many streams were delivered before it."""
+    found = {}
+    for count in (10, FINISHED):
+        spool, lines = in_memory / f"spool-{count}", Lines(in_memory / f"out-{count}" / "events.jsonl")
+        make(spool, f"finished={count}")
+        as_if_from_elsewhere(spool)
+        name = f"{count:,} finished streams"
+        costs_of(in_memory, f"{name}, being delivered", spool, lines, 4 * count, capsys)
+        found[count] = costs_of(in_memory, name, spool, lines, 4 * count + 4, capsys)
+    assert_flat(found[10], found[FINISHED], worker_mib=6)
+
+
+def assert_flat(small, large, *, worker_mib):
+    """Both processes, and with the same files; what they take more is the database's cache and watches."""
+    assert large.mib[0] - small.mib[0] < worker_mib, "MiB more in the worker"
+    assert large.mib[1] - small.mib[1] < 3, "MiB more in the supervisor"
+    assert large.files == small.files

@@ -153,9 +153,9 @@ def test_a_commit_is_all_or_nothing(tmp_path):
         store.put("count", 4)
         with pytest.raises(TypeError):
             store.commit([good, Commit(told=("site-1", "run-1", {"status": object()}))])
-        assert store.streams() == {} and store.count("lost") == 0
+        assert store.cursor(key) is None and store.count("lost") == 0
         store.commit([good])
-        assert store.streams()[key][0] == (1, 100, 5) and store.count("lost") == 2
+        assert store.cursor(key).position == (1, 100, 5) and store.count("lost") == 2
         assert store.get("count") == 4
 
 

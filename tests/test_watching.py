@@ -62,7 +62,7 @@ def test_a_flood_is_one_hint(spool):
             append(spool, other)
         assert watcher.wait(10) == {KEY, other}
         assert watcher.wait(0) == set()
-        assert len(watcher._places) == len(watcher._armed) == 7
+        assert len(watcher._places) + len(watcher._runs) == 7
 
 
 def test_hints_of_a_writing_thread_are_gathered(spool):

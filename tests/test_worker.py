@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from spool_help import make_writer, write_metrics
+from spool_help import NoHints, make_writer, write_metrics
 
 from spoolagent.contract import Outcome
 from spoolagent.errors import Locked, Refused, Transient, Unreachable
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-class Agent:
+class Agent(NoHints):
     """A worker over a real store, with a clock that moves when it waits."""
 
     def __init__(self, spool, receiver, *, patience_s=60.0, selection=None, **limits):

@@ -126,6 +126,15 @@ class DeathWatch:
             return False
         return now - known[1] >= self._stale_after_s
 
+    @staticmethod
+    def is_surely_alive(stream: str) -> bool:
+        """True when a process of this machine holds the stream's LIVE and says that it is its writer: a quick look."""
+        if live.is_held_here(stream):
+            return True
+        owner, _ = live.read_owner(stream)
+        at_home = owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id())
+        return at_home and live.is_locked(stream) is True
+
     def forget(self, stream: str) -> None:
         """Drops what is remembered of a stream that has ended."""
         self._seen.pop(stream, None)

@@ -123,6 +123,11 @@ class StreamReader:
 
     # -- the caller's side -------------------------------------------------------------------------------
 
+    @property
+    def may_rest(self) -> bool:
+        """True when a new reader at this position would go on just as this one."""
+        return self._bad_before != self.position.next_seq
+
     def read(self, max_bytes: int = 1 << 20, *, until_seq: int | None = None) -> Chunk:
         """What stands at the position, up to about `max_bytes` or the event `until_seq`, and moves there.
 

@@ -158,7 +158,7 @@ class Child:
                 self._activity.begin("waiting for the other receivers", allowed_s=_FOR_EVER_S)
                 self._go.wait()
             try:
-                with Watcher(spool.path, self._job.agent.poll) as self._watcher:
+                with Watcher(spool.path, self._job.agent.poll, streams=False) as self._watcher:
                     return self._work(spool, receiver, store, self._watcher)
             finally:
                 self._activity.begin("closing", self._job.receiver.name)

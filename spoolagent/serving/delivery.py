@@ -74,6 +74,11 @@ class Delivery:
         return self.clock() < self._resume_at
 
     @property
+    def is_out(self) -> bool:
+        """True from a failure to reach the tracker, or to commit, until it is known to work again."""
+        return self._backoff.failures > 0
+
+    @property
     def resume_in_s(self) -> float:
         """Seconds until then; 0 or less for now."""
         return self._resume_at - self.clock()

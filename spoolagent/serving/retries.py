@@ -120,7 +120,8 @@ class Retries:
 
     def stream(self, retry: Retry) -> Stream:
         """What a receiver is told of its stream."""
-        facts = self._store.facts(retry.key) or StreamFacts()
+        cursor = self._store.cursor(retry.key)
+        facts = StreamFacts() if cursor is None else cursor.facts
         return Stream(
             key=retry.key,
             role=facts.role,

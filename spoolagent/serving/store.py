@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import orjson
 from filelock import FileLock, Timeout
@@ -27,6 +27,22 @@ from spoolagent.serving.changes import Commit, Letter, Named, StreamFacts, Trans
 from spoolagent.serving.database import MADE, NAME, Change, transact
 from spoolagent.serving.mirror import open_both
 
+
+class Cursor(NamedTuple):
+    """How far the receiver has resolved one stream, and what is known of it."""
+
+    key: StreamKey
+    position: Position
+    facts: StreamFacts
+
+
+Which = Literal["all", "not closed", "open"]
+_WHICH = {
+    "all": "TRUE",
+    # What a row says of the end, without parsing it; inside a string the quotes would be escaped.
+    "not closed": """NOT instr(facts, CAST('"end":"closed"' AS BLOB))""",
+    "open": """instr(facts, CAST('"end":""' AS BLOB))""",
+}
 FIRST = ("", "", "", 0)
 """Before the first page of `Store.marked`."""
 
@@ -141,12 +157,33 @@ class Store:
 
     # -- cursors --------------------------------------------------------------------------------------------
 
-    def streams(self) -> dict[StreamKey, tuple[Position, StreamFacts]]:
-        """Every stream that has a cursor."""
-        rows = self._db.execute("SELECT site, run, writer, segment, offset, next_seq, facts FROM streams")
-        return {
-            StreamKey(*row[:3]): (Position(*row[3:6]), StreamFacts(**orjson.loads(row[6]))) for row in rows
-        }
+    def cursors(self, after: tuple[str, str], limit: int, which: Which = "all") -> list[Cursor]:
+        """The cursors of the runs that come after the run `after`: of whole runs, about `limit` of them."""
+        found = self._cursors(f"(site, run) > (?, ?) AND {_WHICH[which]}", (*after, limit + 1))
+        if len(found) <= limit:
+            return found
+        last = found[-1].key
+        whole = [cursor for cursor in found if cursor.key[:2] != last[:2]]
+        return whole or self.cursors_of(last.site, last.run, which)
+
+    def cursors_of(self, site: str, run: str, which: Which = "all") -> list[Cursor]:
+        """The cursors of one run's streams."""
+        return self._cursors(f"site = ? AND run = ? AND {_WHICH[which]}", (site, run, -1))
+
+    def cursor(self, key: StreamKey) -> Cursor | None:
+        """That of one stream; None when nothing of it was resolved."""
+        return next(iter(self._cursors("site = ? AND run = ? AND writer = ?", (*key, 1))), None)
+
+    def _cursors(self, where: str, given: tuple[str | int, ...]) -> list[Cursor]:
+        query = (
+            "SELECT site, run, writer, segment, offset, next_seq, facts FROM streams "  # noqa: S608 - our own text
+            f"WHERE {where} ORDER BY site, run, writer LIMIT ?"
+        )
+        with sums.noticing(self.path):
+            return [
+                Cursor(StreamKey(*row[:3]), Position(*row[3:6]), StreamFacts(**orjson.loads(row[6])))
+                for row in self._db.execute(query, given)
+            ]
 
     def named(self) -> list[Named]:
         """The batches that may have been delivered without their commit, oldest first."""
@@ -161,17 +198,17 @@ class Store:
             found.append(Named(key, position, data["last_seq"], chosen, data.get("damaged", False)))
         return found
 
-    def told(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """The state that the receiver was last told of each run, "sure" when it is known to have taken it."""
-        rows = self._db.execute("SELECT site, run, content FROM told")
-        return {(site, run): orjson.loads(content) for site, run, content in rows}
+    def told(self, site: str, run: str) -> dict[str, Any] | None:
+        """The state that the receiver was last told of a run, "sure" when it is known to have taken it."""
+        query = "SELECT content FROM told WHERE site = ? AND run = ?"
+        with sums.noticing(self.path):
+            row = self._db.execute(query, (site, run)).fetchone()
+            return None if row is None else orjson.loads(row[0])
 
-    def facts(self, key: StreamKey) -> StreamFacts | None:
-        """What is known of one stream."""
-        row = self._db.execute(
-            "SELECT facts FROM streams WHERE site = ? AND run = ? AND writer = ?", key
-        ).fetchone()
-        return None if row is None else StreamFacts(**orjson.loads(row[0]))
+    def unsure(self) -> list[tuple[str, str]]:
+        """The runs whose last state may not have reached the receiver."""
+        rows = self._db.execute("SELECT site, run FROM told WHERE instr(content, ?)", (b'"sure":false',))
+        return [(site, run) for site, run in rows]
 
     def marked(self, limit: int, after: tuple[str, str, str, int]) -> list[Letter]:
         """Dead letters that are to be delivered again and were not named yet, by stream and seq, a page of them."""

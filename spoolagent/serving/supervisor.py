@@ -29,6 +29,8 @@ _HEALTHY_S = 30.0
 """A worker that lived this long begins with a short backoff again."""
 _STOP_S = 30.0
 _TICK_S = 0.2
+_REST = 30.0
+"""How many times as long as a look at all open streams the pause after it is, at least: it is not to be noticed."""
 _MOST_PAUSE_S = 10.0
 _LONGEST_CALL_S = 86_400.0
 _SILENT_S = 20.0
@@ -229,8 +231,9 @@ def serve(settings: ServeSettings, *, stop: threading.Event | None = None, repor
             if time.monotonic() >= sweep_at:
                 began = time.monotonic()
                 undertaker.sweep()
-                now = time.monotonic()  # ten thousand open streams take a second to look at: then less often
-                sweep_at = now + max(settings.agent.sweep_interval_s, min(_MOST_PAUSE_S, 4.0 * (now - began)))
+                now = time.monotonic()
+                pause_s = min(_MOST_PAUSE_S, _REST * (now - began))
+                sweep_at = now + max(settings.agent.sweep_interval_s, pause_s)
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
         _stop_all(processes)

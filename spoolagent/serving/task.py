@@ -42,9 +42,12 @@ class Task:
         agent: AgentSettings,
         limits: ReceiverSettings,
         clock: Callable[[], float],
+        is_stored: bool = False,
     ) -> None:
         self.key = key
         self.facts = facts
+        self.is_stored = is_stored
+        """True while its row in the database says what `facts` say."""
         self.position = position
         """The cursor: everything before it is resolved."""
         self.held: Chunk | None = None
@@ -223,6 +226,13 @@ class Task:
     def is_ended(self) -> bool:
         """True when no more events will be read: all of it is resolved and its end is known."""
         return self.held is None and self.state in ("closed", "dead")
+
+    @property
+    def may_rest(self) -> bool:
+        """True when nothing is known of the stream, or waits, that its row in the database does not say."""
+        reader = self._reader
+        is_at_end = self.held is None and self.redoing is None and self.state == "waiting"
+        return is_at_end and self.is_stored and reader is not None and reader.may_rest
 
     @property
     def looks_ended(self) -> bool:

@@ -1,6 +1,7 @@
 """Telling a receiver how its runs stand: once a change, and again after a crash that may have come between."""
 
 import sqlite3
+from typing import Any
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import Transient, Unreachable
@@ -16,8 +17,9 @@ class Teller:
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        self._told = delivery.store.told()
-        self._unsure = [key for key, told in self._told.items() if not told["sure"]]
+        self._uncommitted: dict[RunKey, dict[str, Any]] = {}
+        """What runs were told, as far as the database may not have it yet."""
+        self._unsure = delivery.store.unsure()
 
     @property
     def is_done(self) -> bool:
@@ -26,7 +28,7 @@ class Teller:
 
     def tell(self, end: RunEnd, upto: int) -> bool:
         """Tells the receiver a run's state, unless it knows; also the same state again when events came after it."""
-        told = self._told.get((end.site, end.run))
+        told = self._told(end.site, end.run)
         if end.status == "running" and (told is None or told["status"] == "running"):
             return True
         content = {"status": end.status, "time": end.time_ns, "exit": end.exit_code, "upto": upto}
@@ -40,11 +42,20 @@ class Teller:
             self._delivery.refused_by_disk(error)
             return False
         self._delivery.pending.clear()
-        self._told[end.site, end.run] = {**content, "sure": False}
-        return self._set_status(end)
+        self._uncommitted.clear()
+        return self._set_status(end, content)
 
-    def _set_status(self, end: RunEnd) -> bool:
-        content = {**self._told[end.site, end.run], "sure": True}
+    def _told(self, site: str, run: str) -> dict[str, Any] | None:
+        if not self._delivery.pending:
+            self._uncommitted.clear()
+        return self._uncommitted.get((site, run)) or self._delivery.store.told(site, run)
+
+    def _note(self, run: RunKey, content: dict[str, Any]) -> None:
+        """Goes with the next commit."""
+        self._uncommitted[run] = content
+        self._delivery.pending.append(Commit(told=(*run, content)))
+
+    def _set_status(self, end: RunEnd, told: dict[str, Any]) -> bool:
         mark = self._delivery.store.mark()
         self._delivery.activity.begin("telling the state of", f"{end.site}/{end.run}")
         try:
@@ -59,8 +70,7 @@ class Teller:
             self._delivery.report(
                 f"{self._delivery.name}: the state of {end.site}/{end.run} was refused: {error}"
             )
-        self._delivery.pending.append(Commit(told=(end.site, end.run, content)))  # goes with the next commit
-        self._told[end.site, end.run] = content
+        self._note((end.site, end.run), {**told, "sure": True})
         return True
 
     def retell(self) -> bool:
@@ -69,21 +79,21 @@ class Teller:
             return False
         while self._unsure:
             site, run = self._unsure.pop()
-            told = self._told[site, run]
+            told = self._told(site, run)
+            assert told is not None, "who is not sure was told something"
             end = RunEnd(
                 site=site, run=run, status=told["status"], time_ns=told["time"], exit_code=told["exit"]
             )
-            if not self._set_status(end):
+            if not self._set_status(end, told):
                 return False
             self._delivery.is_back()
         return True
 
-    def again(self, run: tuple[str, str]) -> None:
+    def again(self, run: RunKey) -> None:
         """An event that came late may have reopened the run in its tracker: its state is told once more."""
-        told = self._told.get(run)
+        told = self._told(*run)
         if told is None or told["status"] == "running":
             return
-        self._told[run] = {**told, "sure": False}
-        self._delivery.pending.append(Commit(told=(*run, self._told[run])))
+        self._note(run, {**told, "sure": False})
         if run not in self._unsure:
             self._unsure.append(run)

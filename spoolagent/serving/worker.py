@@ -6,42 +6,47 @@ The same loop serves a client's own spool, a server's, and `replay`.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
-from spoolagent.contract import Batch, Outcome, Receiver, RunEnd
+from spoolagent.contract import Batch, Outcome, Receiver
 from spoolagent.format.events import Event
 from spoolagent.format.layout import StreamKey, blob_dir
-from spoolagent.format.listing import Listing
-from spoolagent.format.reader import START, Position
+from spoolagent.format.reader import START
 from spoolagent.format.spool import Spool
 from spoolagent.serving.activity import Activity
 from spoolagent.serving.changes import Commit, Named, StreamFacts
 from spoolagent.serving.chunks import split_valid
 from spoolagent.serving.delivery import Delivery
 from spoolagent.serving.note import write_note
+from spoolagent.serving.patrol import Found, Patrol, Watching, is_stream
+from spoolagent.serving.pool import MOST_RESTING, Pool
 from spoolagent.serving.quarantine import keep_aside
 from spoolagent.serving.retries import Retries
 from spoolagent.serving.retry_round import RetryRound
-from spoolagent.serving.runs import StreamView, derive, facts_after
-from spoolagent.serving.store import Store
+from spoolagent.serving.run_states import RunStates
+from spoolagent.serving.runs import facts_after
+from spoolagent.serving.store import Cursor, Store
 from spoolagent.serving.task import Task
 from spoolagent.serving.telling import Teller
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
 
-_SLOW_SWEEP_S = 30.0
-"""How often streams that were killed, delivered and left alone are looked at: a suspended writer may wake."""
+_MOST_HELD = 128
+"""Streams that may wait for company with what they hold; beyond them there is no waiting: each takes memory."""
 _NOTE_EVERY_S = 1.0
 _REST_S = 1.0
 """How much longer than it was told a wait may take before it counts as a hang."""
 _EVERYTHING = Selection()
 
 
-class Hints(Protocol):
+class Hints(Watching, Protocol):
     """What tells the worker that something happened (`spoolagent.watching.Watcher`)."""
 
     def wait(self, timeout_s: float) -> set[StreamKey] | None:
         """Streams that changed, or None for "look at all of them"."""
+
+    def forget(self, key: StreamKey) -> None:
+        """Nothing more is expected of this stream."""
 
 
 class Worker:
@@ -76,17 +81,30 @@ class Worker:
             limits.name, receiver, store, activity=self._activity, report=report, clock=clock
         )
         self._teller = Teller(self._delivery)
-        self._tasks: dict[StreamKey, Task] = {}
-        self._finished: dict[StreamKey, StreamFacts] = {}
-        """Streams that are ended and delivered: out of the sweep."""
-        self._runs: dict[tuple[str, str], set[StreamKey]] = {}
+        self._pool = Pool()
+        self._states = RunStates(
+            spool,
+            self._pool,
+            self._delivery,
+            self._teller,
+            presume_dead_after_s=agent.presume_dead_after_s,
+        )
+        self._patrol = Patrol(
+            spool,
+            store,
+            self._pool,
+            hints,
+            selection=self._selection,
+            interval_s=agent.sweep_interval_s,
+            is_quiet=self._states.is_quiet,
+            clock=clock,
+        )
         self._redoing: set[StreamKey] = set()
         """Streams whose batch went out before a crash, and cannot be read again now."""
         self._redo_until = 0.0
         self._draining = False
         self._visitors: set[StreamKey] = set()
         """Streams that are not selected, of which only the batch named before a crash is delivered."""
-        self._listing = Listing(spool.path)
         self._retries = Retries(spool.path, store, self._selection)
         self._retry_round = RetryRound(
             spool.path,
@@ -96,9 +114,9 @@ class Worker:
             should_stop=should_stop,
             on_applied=lambda: self._count(1),
         )
-        self._touched: set[tuple[str, str]] = set()
         self._noted_at = -_NOTE_EVERY_S
-        self._slow_sweep_at = 0.0
+        self._crowd = 0
+        """How many streams too many wait for company."""
         self._not_yet: set[StreamKey] = set()
         """Streams that hold a batch which is due, and waits for something else."""
         self._calm_at = clock()
@@ -109,15 +127,6 @@ class Worker:
     # -- starting ------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        for key, (position, facts) in self._store.streams().items():
-            self._runs.setdefault((key.site, key.run), set()).add(key)
-            if not self._selection.takes_run(key.site, key.run):
-                continue
-            self._touched.add((key.site, key.run))  # a crash may have come before its state was told
-            if facts.end in ("closed", "dead"):
-                self._finished[key] = facts
-            else:
-                self._add(self._task(key, position, facts))
         self._redo_until = self._clock() + self._agent.patience_s
         for named in self._store.named():
             self._redo(named)
@@ -125,25 +134,28 @@ class Worker:
     def _redo(self, named: Named) -> None:
         """Takes up a batch that was named, whatever the selection: a file may hold a part of its bytes."""
         key = named.key
-        if key not in self._tasks:  # its very first batch; or not selected now; or a dead stream that went on
-            position, facts = self._store.streams().get(key, (START, StreamFacts()))
-            self._finished.pop(key, None)
-            self._add(self._task(key, position, facts))
+        task = self._add(key, self._store.cursor(key))
         with contextlib.suppress(OSError):  # it is tried again with the next round
-            self._tasks[key].redo(named)
-        if self._tasks[key].redoing is not None:
+            task.redo(named)
+        if task.redoing is not None:
             self._redoing.add(key)
         if not self._selection.takes_run(key.site, key.run):
             self._visitors.add(key)
 
-    def _task(self, key: StreamKey, position: Position, facts: StreamFacts) -> Task:
-        return Task(
-            self._spool, key, position, facts, agent=self._agent, limits=self._limits, clock=self._clock
+    def _add(self, key: StreamKey, cursor: Cursor | None) -> Task:
+        self._hints.watch(key)  # before the first look: what comes after it is hinted
+        task = Task(
+            self._spool,
+            key,
+            START if cursor is None else cursor.position,
+            StreamFacts() if cursor is None else cursor.facts,
+            agent=self._agent,
+            limits=self._limits,
+            clock=self._clock,
+            is_stored=cursor is not None,
         )
-
-    def _add(self, task: Task) -> None:
-        self._tasks[task.key] = task
-        self._runs.setdefault((task.key.site, task.key.run), set()).add(task.key)
+        self._pool.add(task)
+        return task
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -156,54 +168,68 @@ class Worker:
         hinted: set[StreamKey] | None = None
         while not self._should_stop():
             now = self._clock()
-            if hinted is None or now >= sweep_at:
-                self._discover()
+            is_sweep = hinted is None or now >= sweep_at
+            if hinted is None:
+                self._patrol.missed()
+            if is_sweep:
                 sweep_at = now + self._agent.sweep_interval_s
-                has_more = self._work(list(self._tasks.values()))
-            else:
-                has_more = self._work(self._hinted(hinted))
+                self._retries.sweep()
+                self._patrol.sweep()
+            has_more = self._work(self._due(hinted or set(), is_sweep=is_sweep))
             self._see_stall()
             self._note()
             if until_drained and self.is_drained():
                 break
+            has_more = has_more or (self._patrol.is_under_way and self._has_room())
             rest_s = max(0.0, 0.0 if has_more else min(self._next_due(), sweep_at - self._clock()))
             self._activity.begin("idle", allowed_s=rest_s + _REST_S)
             hinted = self._hints.wait(rest_s)
             self._activity.begin("looking at streams")
         self._drain()
 
-    def _hinted(self, keys: Iterable[StreamKey]) -> list[Task]:
+    def _due(self, hinted: set[StreamKey], *, is_sweep: bool) -> list[Task]:
+        """The streams to look at now: those that hold something, those that were hinted, and a page of the patrol's.
+
+        With a sweep, all that are at hand. While the tracker takes nothing, no more are taken in than there is room.
+        """
+        due = {t.key: t for t in self._pool.tasks() if is_sweep or t.held is not None or t.state == "more"}
+        if self._has_room():
+            due |= {task.key: task for task in [*self._wake(hinted), *self._take_up(self._patrol.next())]}
+        else:
+            due |= {key: task for key in hinted if (task := self._pool.get(key)) is not None}
+            if any(key not in self._pool for key in hinted):
+                self._patrol.missed()
+        return list(due.values())
+
+    def _has_room(self) -> bool:
+        """False while much has piled up, because nothing can be delivered."""
+        is_little = len(self._pool) < MOST_RESTING and len(self._states.touched) < MOST_RESTING
+        return is_little or not (self._delivery.is_out or self._waits_for_redo())
+
+    def _wake(self, keys: set[StreamKey]) -> list[Task]:
+        """The tasks of streams that were hinted; those that ended are left to the patrol."""
+        tasks, new, known = [], [], []
         for key in keys:
-            if key not in self._tasks:
-                self._consider(key)
-        waiting = [t for t in self._tasks.values() if t.held is not None or t.state == "more"]
-        return list(
-            {id(t): t for t in [*waiting, *(self._tasks[k] for k in keys if k in self._tasks)]}.values()
-        )
+            task = self._pool.get(key)
+            if task is not None:
+                tasks.append(task)
+            elif is_stream(key) and self._selection.takes_run(key.site, key.run):
+                cursor = self._store.cursor(key)
+                if cursor is None:
+                    new.append(key)
+                elif not cursor.facts.end:
+                    known.append(cursor)
+        runs = [] if self._patrol.has_been_round else [cursor.key[:2] for cursor in known]
+        return tasks + self._take_up(Found(new, known, []), *runs)
 
-    def _discover(self) -> None:
-        """Looks for streams that are new, and now and then at those that were taken for finished."""
-        self._retries.sweep()
-        for key in self._listing.streams():
-            if key not in self._tasks and key not in self._finished:
-                self._consider(key)
-        if self._clock() >= self._slow_sweep_at:
-            self._slow_sweep_at = self._clock() + _SLOW_SWEEP_S
-            positions = None
-            for key, facts in list(self._finished.items()):
-                if facts.end == "dead":
-                    positions = positions or self._store.streams()
-                    del self._finished[key]
-                    self._add(self._task(key, *positions[key]))
-
-    def _consider(self, key: StreamKey) -> None:
-        if (
-            ".fork-" in key.writer
-            or not self._selection.takes_run(key.site, key.run)
-            or key in self._finished
-        ):
-            return
-        self._add(self._task(key, START, StreamFacts()))
+    def _take_up(self, found: Found, *runs: tuple[str, str]) -> list[Task]:
+        """Begins with streams. The others of a run to which a new one comes may have to go first."""
+        self._states.touched.update(found.runs)
+        tasks = [self._add(cursor.key, cursor) for cursor in found.changed]
+        tasks += [self._add(key, None) for key in found.new]
+        for run in {*runs, *(key[:2] for key in found.new)}:
+            tasks += [self._add(cursor.key, cursor) for cursor in self._patrol.changed(run)]
+        return tasks
 
     def _work(self, tasks: list[Task]) -> bool:
         """Round after round over the streams, a batch each, until nothing is left to do now.
@@ -219,6 +245,7 @@ class Worker:
         busy = True
         while busy and not (self._should_stop() and not self._draining):
             busy = False
+            self._crowd = sum(t.held is not None for t in self._pool.tasks()) - _MOST_HELD
             for task in tasks:
                 if self._delivery.is_away or (self._should_stop() and not self._draining):
                     break
@@ -239,9 +266,10 @@ class Worker:
         except OSError as error:
             task.state, task.note = "blocked", f"cannot be read: {error}"
             return False
-        due_s = task.due_in(draining=self._draining)
+        due_s = task.due_in(draining=self._draining or self._crowd > 0)
         if due_s is None or due_s > 0:
             return False
+        self._crowd -= 1
         self._not_yet.add(task.key)
         if self._delivery.is_held(task):
             return False
@@ -263,7 +291,8 @@ class Worker:
         For as long as bad bytes are waited for at most; then the others go on, and such a file is left for a new one.
         """
         for key in list(self._redoing):
-            if key not in self._tasks or self._tasks[key].redoing is None:
+            task = self._pool.get(key)
+            if task is None or task.redoing is None:
                 self._redoing.discard(key)
         return bool(self._redoing) and self._clock() < self._redo_until
 
@@ -272,17 +301,9 @@ class Worker:
 
         Trackers want a run's lives in order; streams that are written at the same time do not wait for each other.
         """
-        keys = self._runs[task.key.site, task.key.run]
-        if len(keys) == 1:
-            return False
         mine = (task.facts.attempt, task.facts.created_ns, task.key)
-        for key in keys:
-            other = self._tasks.get(key)
-            if (
-                other is None
-                or other is task
-                or (other.facts.attempt, other.facts.created_ns, other.key) > mine
-            ):
+        for other in self._pool.of_run(task.key[:2]):
+            if other is task or (other.facts.attempt, other.facts.created_ns, other.key) > mine:
                 continue
             if other.state == "new":
                 try:
@@ -336,10 +357,12 @@ class Worker:
         )
         self._say_damage(task, dead)
         task.delivered()
+        task.is_stored = True  # once that is committed, and before that it is kept
+        self._pool.stir(task.key)
         self._not_yet.discard(task.key)
         self._count(len(good))
         if task.key not in self._visitors:
-            self._touched.add((task.key.site, task.key.run))
+            self._states.touched.add(task.key[:2])
         return True
 
     def _count(self, events: int) -> None:
@@ -366,84 +389,54 @@ class Worker:
             self._report(f"{self._limits.name}: {task.key}: {len(dead) - 3} more dead letters in this batch")
 
     def _settle(self, tasks: list[Task]) -> None:
-        """After a round: commits, takes ended streams out of the sweep, tells the receiver how runs stand."""
-        for key in [key for key in self._visitors if self._tasks[key].held is None]:
-            self._visitors.discard(key)
-            del self._tasks[key]
-        tasks = [t for t in tasks if self._tasks.get(t.key) is t and t.key not in self._visitors]
+        """After a round: commits, lets go of streams that ended or rest, tells the receiver how runs stand."""
+        self._see_visitors_off()
+        tasks = [t for t in tasks if self._pool.get(t.key) is t and t.key not in self._visitors]
         for task in tasks:
             if task.is_ended and task.facts.end != task.state:
                 if task.note:
                     self._report(f"{task.key}: {task.note}")
                 task.facts.end = task.state
                 self._delivery.pending.append(Commit(key=task.key, position=task.position, facts=task.facts))
-                self._touched.add((task.key.site, task.key.run))
+                self._states.touched.add(task.key[:2])
             elif task.facts.end and not task.is_ended:  # it was ended, and goes on
-                task.facts.end = ""
+                task.facts.end, task.is_stored = "", False
         if self._delivery.pending and not self._delivery.commit():
             return
         for task in tasks:
             if task.is_ended:
-                self._finished[task.key] = task.facts
-                self._tasks.pop(task.key, None)
-        self._tell(tasks)
+                self._pool.remove(task.key)
+                self._hints.forget(task.key)
+        self._pool.rest((t for t in tasks if t.key in self._pool), self._clock())
+        if not self._waits_for_redo():
+            self._states.tell(tasks)
 
-    def _tell(self, tasks: list[Task]) -> None:
-        if self._waits_for_redo():
-            return
-        quiet = {(t.key.site, t.key.run) for t in tasks if t.held is None and self._is_presumed_dead(t)}
-        for run in sorted(self._touched | quiet):
-            if self._delivery.is_away:
-                return
-            state = self._derive(run)
-            if state is None or self._teller.tell(*state):
-                self._touched.discard(run)
-        if self._delivery.pending:
-            self._delivery.commit()
-
-    def _derive(self, run: tuple[str, str]) -> tuple[RunEnd, int] | None:
-        """The run's state, and how many events of main streams it stands for; None while some are still to be delivered."""
-        views = []
-        for key in self._runs[run]:
-            task = self._tasks.get(key)
-            if task is None:
-                facts = self._finished.get(key)
-                if facts is not None:
-                    views.append(StreamView(facts, facts.end))
-                continue
-            if task.held is not None or task.state in ("more", "new"):
-                return None
-            presumed = "presumed" if self._is_presumed_dead(task) else ""
-            views.append(StreamView(task.facts, task.state if task.is_ended else presumed))
-        return derive(*run, views), sum(v.facts.last_seq for v in views if v.facts.role == "main")
-
-    def _is_presumed_dead(self, task: Task) -> bool:
-        news_ns = task.facts.news_ns
-        if not news_ns or task.is_at_home or task.is_ended:
-            return False
-        return time.time_ns() - news_ns > self._agent.presume_dead_after_s * 1e9
+    def _see_visitors_off(self) -> None:
+        for key in list(self._visitors):
+            task = self._pool.get(key)
+            if task is None or task.held is None:
+                self._visitors.discard(key)
+                self._pool.remove(key)
 
     # -- resting -------------------------------------------------------------------------------------------------
 
     def is_drained(self) -> bool:
         """True when everything that can be delivered now has been, and is committed."""
-        if self._delivery.pending or self._touched or not self._teller.is_done or not self._retries.is_done:
+        if self._delivery.pending or not self._states.is_done or not self._retries.is_done:
             return False
-        if self._listing.unreadable:
-            return False
-        return not any(
+        return self._patrol.is_done and not any(
             t.held is not None or t.redoing is not None or t.state in ("more", "new", "blocked")
-            for t in self._tasks.values()
+            for t in self._pool.tasks()
         )
 
     def blocked(self) -> list[tuple[str, str]]:
         """Streams in which something is missing or bad, and directories that cannot be read, with the reason."""
         streams = [
             (str(t.key), t.note)
-            for t in self._tasks.values()
+            for t in self._pool.tasks()
             if t.state in ("blocked", "parked") or t.redoing is not None
         ]
-        return [*self._listing.unreadable.items(), *streams]
+        return [*self._patrol.unreadable.items(), *streams]
 
     @property
     def progress_at(self) -> float:
@@ -471,7 +464,7 @@ class Worker:
 
     def _see_stall(self) -> None:
         """A batch that is due waits a moment for an earlier one of its run; for ever would be a fault of ours."""
-        waits = (t for key in self._not_yet if (t := self._tasks.get(key)) is not None)
+        waits = (t for key in self._not_yet if (t := self._pool.get(key)) is not None)
         if self.is_failing or all(t.held is None or t.state == "blocked" for t in waits):
             self._calm_at = self._clock()
 
@@ -485,7 +478,7 @@ class Worker:
         now = self._clock()
         due = [
             d
-            for t in self._tasks.values()
+            for t in self._pool.tasks()
             if (d := t.due_in(draining=False)) is not None and (d > 0 or t.key not in self._not_yet)
         ]
         if (retry_s := self._retries.next_due_s(now)) is not None:
@@ -497,7 +490,7 @@ class Worker:
         """At a stop: delivers what is held, without waiting for anything."""
         self._draining = True
         if not self._delivery.is_away:
-            self._work([t for t in self._tasks.values() if t.held is not None])
+            self._work([t for t in self._pool.tasks() if t.held is not None])
         self._delivery.commit()
         self._note(force=True)
 
@@ -516,8 +509,6 @@ class Worker:
             "state": "backoff" if self.is_failing else "working" if self._not_yet else "idle",
             "retry_in_s": round(self.retry_in_s, 3),
             "blocked": [{"stream": name, "note": why} for name, why in self.blocked()[:100]],
-            "open": len(self._tasks),
-            "finished": len(self._finished),
             "stopped": force,
         }
         write_note(self._store.folder, note)

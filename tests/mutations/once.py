@@ -81,8 +81,8 @@ MUTATIONS = (
         "fork-delivered",
         "the other stream that a shipper put aside is delivered, too",
         SERVING,
-        '".fork-" in key.writer',
-        '".fork-" in key.site',
+        '".fork-" not in key.writer',
+        '".fork-" not in key.site',
         ("test_schedules.py::test_a_fork_is_never_delivered",),
     ),
     Mutation(
