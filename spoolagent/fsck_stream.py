@@ -7,8 +7,10 @@ from spoolagent.errors import NewerFormat
 from spoolagent.format.ends import read_end, read_pruned
 from spoolagent.format.facts import is_alive
 from spoolagent.format.layout import (
+    END_SUFFIX,
     LIVE_FILE,
     PRUNED_FILE,
+    SEGMENT_SUFFIX,
     StreamKey,
     end_name,
     list_ends,
@@ -71,7 +73,11 @@ class StreamCheck:
             yield unreadable(self._folder, error)
             return
         for name in names:
-            if name not in known and not name.startswith("."):
+            if name.endswith((SEGMENT_SUFFIX, END_SUFFIX, PRUNED_FILE)) and not _is_plain(self._path(name)):
+                yield self._finding(
+                    "error", name, "is not a plain file: to every reader it is missing", "move it away"
+                )
+            elif name not in known and not name.startswith("."):
                 yield self._finding(
                     "warning", name, "is no file of a stream; every reader ignores it", "move it away"
                 )
@@ -87,7 +93,7 @@ class StreamCheck:
     def _front(self) -> Iterator[Finding]:
         """What was pruned, and whether the first segment follows on it."""
         segments, pruned = list_segments(self._folder), read_pruned(self._folder)
-        if pruned is None and os.path.exists(os.path.join(self._folder, PRUNED_FILE)):
+        if pruned is None and _is_plain(self._path(PRUNED_FILE)):
             yield self._finding("error", PRUNED_FILE, "is damaged", "restore it, or ship the stream again")
         if pruned is not None:
             self._next_seq = min([pruned.through + 1, *segments[:1]])
@@ -175,6 +181,13 @@ class StreamCheck:
                 "warning", "", f"its writer has closed it, but there is no seal{torn}: {why}", step
             )
 
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
     def _finding(self, severity: Severity, name: str, message: str, next_step: str) -> Finding:
         path = os.path.join(self._folder, name) if name else self._folder
         return Finding(severity=severity, path=path, message=message, next_step=next_step)
+
+
+def _is_plain(path: str) -> bool:
+    return os.path.isfile(path) and not os.path.islink(path)

@@ -239,9 +239,17 @@ def test_nothing_is_asked_for_where_a_stream_is_at_home_or_nobody_ships_to(sourc
 class _Shipping:
     """Hints of a worker that waits: each time it does, the shipper has its round, and the clock moves on."""
 
+    sees_all = False
+
     def __init__(self, source, target):
         self.source, self.target = source, target
         self.now, self.rounds = 1000.0, 0
+
+    def watch(self, key):
+        """Nothing is hinted."""
+
+    def forget(self, key):
+        """Nothing is."""
 
     def wait(self, timeout_s):
         self.rounds += 1

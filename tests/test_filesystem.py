@@ -1,7 +1,8 @@
 """File-system trouble: hints that never come, files that are replaced, moved and restored, and very many of them.
 
 How much the measuring tests take comes from SPOOLAGENT_WAITING (10^6 events), SPOOLAGENT_STREAMS (10^4),
-SPOOLAGENT_FINISHED (10^4 streams) and SPOOLAGENT_IDLE (12 s); `make scale` takes 10^7, 10^4, 10^5 and 60.
+SPOOLAGENT_FINISHED (2,000 streams) and SPOOLAGENT_IDLE (12 s). `python tests/torture.py --only figures` takes
+10^7, 10^4, 10^5 and 60.
 """
 
 import json
@@ -36,7 +37,7 @@ from spoolagent.watching import Watcher
 
 WAITING = int(os.environ.get("SPOOLAGENT_WAITING", "1000000"))
 STREAMS = int(os.environ.get("SPOOLAGENT_STREAMS", "10000"))
-FINISHED = int(os.environ.get("SPOOLAGENT_FINISHED", "10000"))
+FINISHED = int(os.environ.get("SPOOLAGENT_FINISHED", "2000"))
 IDLE_S = float(os.environ.get("SPOOLAGENT_IDLE", "12"))
 
 

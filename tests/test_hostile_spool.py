@@ -31,6 +31,10 @@ def link(path):
     os.symlink("/dev/zero", path)
 
 
+def loop(path):
+    os.symlink(path, path)
+
+
 def folder(path):
     os.mkdir(path)
 
@@ -69,7 +73,11 @@ EVENTS = (
     {"seal": True, "closed": True},
 )
 CASES = [
-    *[(name, how) for name in ("first", "next", "end", "pruned", "LIVE") for how in (fifo, link, folder)],
+    *[
+        (name, how)
+        for name in ("first", "next", "end", "pruned", "LIVE")
+        for how in (fifo, link, loop, folder)
+    ],
     *[(name, huge) for name in ("end", "pruned", "LIVE")],
     ("next", over_long),
     ("first", lines({"format": 1, "attempt": BIG, "first": -1})),
@@ -137,7 +145,9 @@ def test_nothing_in_one_stream_harms_the_others(tmp_path, name, how, shipped):
         arrived = {key.run: len(events) for key, events in receiver.events.items()}
         assert (arrived["a"], arrived["z"]) == (6, 6)
         assert receiver.statuses["site-1", "z"].status == "killed"
-    list(fsck(spool))
+    found = [finding.message for finding in fsck(spool) if finding.severity == "error"]
+    if how in (fifo, link, loop, folder) and name in ("first", "next", "pruned"):
+        assert "is not a plain file: to every reader it is missing" in found
     list(repair(spool))
 
 

@@ -70,7 +70,9 @@ def test_of_idle_streams_nothing_is_at_hand_and_a_change_is_found_all_the_same(t
         if not sizes and agent.clock.now > 1030:
             sizes.append(len(agent.worker._pool))
             write_metrics(writers[77], 1, first=1)
-            agent.passes = 3 + MANY * patrol._STREAM // patrol._PAGE
+            agent.passes = (
+                3 + 4 * MANY * patrol._STREAM // patrol._PAGE
+            )  # the round under way, and a whole one
         return set()
 
     receiver = MemoryReceiver()

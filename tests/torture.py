@@ -1,6 +1,6 @@
 """Everything random or measured, at its large size: `make torture`.
 
-    python tests/torture.py [--schedules N] [--kills N] [--waiting N] [--streams N] [--seed N] [--jobs N]
+    python tests/torture.py [--schedules N] [--kills N] [--waiting N] [--streams N] [--finished N] [--seed N] [--jobs N]
                             [--out DIR] [--only STAGE ...]
 
 Stages run one after the other, each with all the cores: `schedules` (the model-based test), `bytes` (damage at every
@@ -32,6 +32,8 @@ def environment(args, seed, report):
         "SPOOLAGENT_EVERY_BYTE": "1",
         "SPOOLAGENT_WAITING": str(args.waiting),
         "SPOOLAGENT_STREAMS": str(args.streams),
+        "SPOOLAGENT_FINISHED": str(args.finished),
+        "SPOOLAGENT_IDLE": "60",
         "SPOOLAGENT_SEED": str(seed),
         "SPOOLAGENT_REPORT": str(report),
     }
@@ -89,6 +91,7 @@ def main(arguments=None):
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--waiting", type=int, default=10_000_000)
     parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--finished", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SPOOLAGENT_SEED", "0")))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", default="torture-out")

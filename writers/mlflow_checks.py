@@ -117,8 +117,11 @@ def to_step(step: Any, where: str) -> int:
     """A step as MLflow's server takes it: an int. TypeError for a float, MlflowException for the rest."""
     if isinstance(step, (str, list, tuple, dict)) or step is None:
         raise invalid(f"invalid value {step!r} for {where!r}: a step is a 64-bit integer")
-    number = check_step(step)
-    if number is None or not STEP_MIN <= number <= STEP_MAX:
+    try:
+        number = check_step(step)
+    except ValueError:  # beyond 64 bits
+        number = None
+    if number is None:
         raise invalid(f"invalid value {step!r} for {where!r}: a step is a 64-bit integer")
     return number
 

@@ -185,7 +185,7 @@ def _size(folder: str) -> int:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.endswith(SEGMENT_SUFFIX):
-                    size += entry.stat().st_size
+                    size += entry.stat(follow_symlinks=False).st_size
     except FileNotFoundError:
         pass  # the stream was pruned away between two looks
     return size

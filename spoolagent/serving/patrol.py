@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from spoolagent.format.layout import SEGMENT_SUFFIX, StreamKey, end_name, segment_name, stream_dir
 from spoolagent.format.listing import Listing, RunListing
+from spoolagent.format.plain import open_plain
 from spoolagent.format.spool import Spool
 from spoolagent.serving.pool import Pool, RunKey
 from spoolagent.serving.store import Cursor, Store, Which
@@ -177,11 +178,10 @@ def has_changed(spool: str, cursor: Cursor) -> bool:
     folder = stream_dir(spool, cursor.key)
     try:
         names = os.listdir(folder)
-        fd = os.open(os.path.join(folder, segment_name(segment)), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(fd).st_size  # of an open file: a network file system must ask its server
-        finally:
-            os.close(fd)
+        with open_plain(os.path.join(folder, segment_name(segment)), 0) as file:
+            size = os.fstat(
+                file.fileno()
+            ).st_size  # of an open file: a network file system must ask its server
     except OSError:
         return True
     last = max((name for name in names if name.endswith(SEGMENT_SUFFIX)), default="")
