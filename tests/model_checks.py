@@ -9,6 +9,7 @@ import orjson
 from model_journal import seq_of
 from model_process import Violation
 
+from spoolagent.format.ends import read_pruned
 from spoolagent.format.layout import AGENT_DIR, iter_streams, list_segments, segment_name, stream_dir
 from spoolagent.serving.dead_letters import Choice, read_letters
 from spoolagent.serving.patrol import SLOW_S
@@ -99,6 +100,9 @@ class Aftermath:
         for record in self.world.records.values():
             if record.writer is writer and (record.destroyed or record.tainted):
                 return
+        pruned = [key for key in iter_streams(writer.spool) if read_pruned(stream_dir(writer.spool, key))]
+        if any(self.world.records[key].writer is writer for key in pruned if key in self.world.records):
+            return  # the gap was delivered, and is not here any more
         for key, path in self.world.segments(writer.spool):
             record = self.world.records.get(key)
             if record is not None and record.writer is writer:
