@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from spoolagent.format import durable
 from spoolagent.format.layout import AGENT_DIR, StreamKey, list_names
 from spoolagent.format.names import is_legal
+from spoolagent.format.plain import is_plain
 
 _FOLDER = "again"
 
@@ -24,7 +25,7 @@ def ask(spool: str, key: StreamKey) -> None:
     with contextlib.suppress(OSError):
         incoming = os.stat(os.path.join(spool, AGENT_DIR, "incoming"))
         # The shipper could not take away what another user (an administrator's fsck) has put there.
-        if incoming.st_uid == os.geteuid() and _is_confined(spool, path) and not _is_plain(path):
+        if incoming.st_uid == os.geteuid() and _is_confined(spool, path) and not is_plain(path):
             durable.make_dirs(os.path.dirname(path))
             durable.write_file(path, b"")
 
@@ -66,10 +67,6 @@ def _is_confined(spool: str, path: str) -> bool:
     """True when no symbolic link leads from the spool to another place."""
     folder = os.path.relpath(os.path.dirname(path), spool)
     return os.path.realpath(os.path.dirname(path)) == os.path.join(os.path.realpath(spool), folder)
-
-
-def _is_plain(path: str) -> bool:
-    return os.path.isfile(path) and not os.path.islink(path)
 
 
 def _names(folder: str) -> list[str]:

@@ -18,6 +18,7 @@ from spoolagent.format.layout import (
     segment_name,
     stream_dir,
 )
+from spoolagent.format.plain import is_plain
 from spoolagent.fsck_blobs import BlobCheck
 from spoolagent.fsck_finding import Finding, Severity, unreadable
 from spoolagent.fsck_segment import SegmentCheck
@@ -73,7 +74,7 @@ class StreamCheck:
             yield unreadable(self._folder, error)
             return
         for name in names:
-            if name.endswith((SEGMENT_SUFFIX, END_SUFFIX, PRUNED_FILE)) and not _is_plain(self._path(name)):
+            if name.endswith((SEGMENT_SUFFIX, END_SUFFIX, PRUNED_FILE)) and not is_plain(self._path(name)):
                 yield self._finding(
                     "error", name, "is not a plain file: to every reader it is missing", "move it away"
                 )
@@ -93,7 +94,7 @@ class StreamCheck:
     def _front(self) -> Iterator[Finding]:
         """What was pruned, and whether the first segment follows on it."""
         segments, pruned = list_segments(self._folder), read_pruned(self._folder)
-        if pruned is None and _is_plain(self._path(PRUNED_FILE)):
+        if pruned is None and is_plain(self._path(PRUNED_FILE)):
             yield self._finding("error", PRUNED_FILE, "is damaged", "restore it, or ship the stream again")
         if pruned is not None:
             self._next_seq = min([pruned.through + 1, *segments[:1]])
@@ -187,7 +188,3 @@ class StreamCheck:
     def _finding(self, severity: Severity, name: str, message: str, next_step: str) -> Finding:
         path = os.path.join(self._folder, name) if name else self._folder
         return Finding(severity=severity, path=path, message=message, next_step=next_step)
-
-
-def _is_plain(path: str) -> bool:
-    return os.path.isfile(path) and not os.path.islink(path)

@@ -20,7 +20,7 @@ from spoolagent.format.layout import (
     stream_dir,
 )
 from spoolagent.format.lines import encode_line
-from spoolagent.format.plain import open_plain
+from spoolagent.format.plain import is_plain, open_plain
 from spoolagent.format.reader import START, StreamReader
 from spoolagent.repair_aside import Repair, keep_aside, shipping_lock, take_aside
 
@@ -169,8 +169,7 @@ class StreamRepair:
                     yield Repair(path=self._path(segment_name(bad.segment)), message=f"{what}: {bad.reason}")
 
     def _has(self, name: str) -> bool:
-        path = self._path(name)
-        return os.path.isfile(path) and not os.path.islink(path)
+        return is_plain(self._path(name))
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)

@@ -133,9 +133,8 @@ class Watcher:
         if self._inotify is None:
             return
         with contextlib.suppress(OSError):  # its directory is gone, and the watch with it
-            wd = self._inotify.add(
-                os.path.join(self.spool, _place(key)), _STREAM_MASK
-            )  # tells which one it is
+            # Adding it once more tells which one it is.
+            wd = self._inotify.add(os.path.join(self.spool, _place(key)), _STREAM_MASK)
             self._places.pop(wd, None)
             self._inotify.remove(wd)
 

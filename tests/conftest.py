@@ -73,6 +73,20 @@ def no_leftovers():
         keeper._kept.clear()
 
 
+@pytest.fixture
+def source(tmp_path):
+    """A spool that is shipped."""
+    from shipping_help import make_spool
+
+    return make_spool(tmp_path / "source")
+
+
+@pytest.fixture
+def target(tmp_path):
+    """Where it is shipped to."""
+    return str(tmp_path / "target")
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory):
     """One real `mlflow server` for the session; a test takes an experiment of its own (`fresh_name`)."""

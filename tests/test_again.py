@@ -19,16 +19,6 @@ from spoolagent.settings import AgentSettings, ReceiverSettings
 from spoolagent.testing import MemoryReceiver
 
 
-@pytest.fixture
-def source(tmp_path):
-    return h.make_spool(tmp_path / "source")
-
-
-@pytest.fixture
-def target(tmp_path):
-    return str(tmp_path / "target")
-
-
 def flip(path, at=None):
     data = bytearray(h.read(path))
     data[len(data) // 3 if at is None else at] ^= 4

@@ -633,14 +633,20 @@ def as_if_from_elsewhere(spool):
     (spool / "spool.json").write_text(json.dumps({"format": 1, "spool": uuid}))
 
 
+def delivered_elsewhere(in_memory, kind, count):
+    """A server's spool of that many streams, and the file to which they are delivered."""
+    spool, lines = in_memory / f"spool-{count}", Lines(in_memory / f"out-{count}" / "events.jsonl")
+    make(spool, f"{kind}={count}")
+    as_if_from_elsewhere(spool)
+    return spool, lines
+
+
 @pytest.mark.figures
 def test_memory_and_open_files_do_not_grow_with_the_streams(in_memory, capsys):
     """A server's spool, half of its streams open; then two late events, which must not wait for the others."""
     found = {}
     for count in (10, STREAMS):
-        spool, lines = in_memory / f"spool-{count}", Lines(in_memory / f"out-{count}" / "events.jsonl")
-        make(spool, f"streams={count}")
-        as_if_from_elsewhere(spool)
+        spool, lines = delivered_elsewhere(in_memory, "streams", count)
         found[count] = costs_of(
             in_memory, f"{count:,} streams, half open", spool, lines, 3 * count + count // 2, capsys
         )
@@ -652,9 +658,7 @@ def test_memory_and_open_files_do_not_grow_with_what_is_finished(in_memory, caps
     """A service that is started where very many streams were delivered before it."""
     found = {}
     for count in (10, FINISHED):
-        spool, lines = in_memory / f"spool-{count}", Lines(in_memory / f"out-{count}" / "events.jsonl")
-        make(spool, f"finished={count}")
-        as_if_from_elsewhere(spool)
+        spool, lines = delivered_elsewhere(in_memory, "finished", count)
         name = f"{count:,} finished streams"
         costs_of(in_memory, f"{name}, being delivered", spool, lines, 4 * count, capsys)
         found[count] = costs_of(in_memory, name, spool, lines, 4 * count + 4, capsys)

@@ -33,16 +33,6 @@ LIVES = max(10, KILLS // 10)
 
 
 @pytest.fixture
-def source(tmp_path):
-    return h.make_spool(tmp_path / "source")
-
-
-@pytest.fixture
-def target(tmp_path):
-    return str(tmp_path / "target")
-
-
-@pytest.fixture
 def fault():
     yield set_fault
     set_fault(None)

@@ -33,6 +33,11 @@ def open_plain(path: str, buffering: int = -1) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering)
 
 
+def is_plain(path: str) -> bool:
+    """True when a plain file is there, and not by a symbolic link."""
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
 def plain_size(path: str) -> int:
     """Length of the plain file at `path` in bytes. Raises OSError, NotPlain."""
     found = os.lstat(path)

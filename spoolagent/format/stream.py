@@ -487,9 +487,8 @@ class StreamWriter:
         with self._lock:
             if self._busy or self._segment is None or self._segment.check_descriptor():
                 return
-            self._fast = (
-                None  # a daemon that closes all descriptors: the next event opens a segment of its own
-            )
+            # A daemon that closes all descriptors: the next event opens a segment of its own.
+            self._fast = None
 
     def _sync_quietly(self) -> None:
         try:

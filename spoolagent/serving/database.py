@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from spoolagent.format.durable import fault_point
@@ -18,7 +18,8 @@ NAME = "state.sqlite"
 MIRROR = "state.mirror"
 MADE = ".made"
 """Beside a database that was made: one that is missing or empty then is damage, not a beginning."""
-Change = Callable[[sqlite3.Connection], None]
+_T = TypeVar("_T")
+Change = Callable[[sqlite3.Connection], _T]
 """What a transaction does: the same each time it is called."""
 _LEAST = 512
 """Bytes of a database at least. SQLite takes a shorter file for a new one."""
@@ -26,7 +27,7 @@ SIDE_FILES = ("-wal", "-shm")
 """What SQLite keeps beside a database: its log, and an index of that."""
 
 
-def connect(path: str) -> sqlite3.Connection:
+def _connect(path: str) -> sqlite3.Connection:
     """A connection whose commits are on disk when they return. Raises sqlite3.Error."""
     old = os.umask(0o077)
     try:
@@ -55,7 +56,7 @@ def open_checked(path: str, *, was_made: bool) -> sqlite3.Connection:
     if was_made and not _has_bytes(path):
         raise sums.Damaged(path, "it is missing or empty, and was not once")
     with sums.noticing(path):
-        db = connect(path)
+        db = _connect(path)
     try:
         with sums.noticing(path):
             prepare(db, path, was_made=was_made)
@@ -83,11 +84,14 @@ def _check_writable(db: sqlite3.Connection, path: str) -> None:
             db.execute("ROLLBACK")
 
 
-def transact(db: sqlite3.Connection, path: str, change: Change) -> None:
-    """Makes one transaction in the database at `path`, and counts it. Raises sqlite3.Error; then nothing was changed."""
+def transact(db: sqlite3.Connection, path: str, change: Change[_T]) -> _T:
+    """Makes one transaction in the database at `path`, and counts it. Returns what `change` returns.
+
+    Raises sqlite3.Error; then nothing was changed.
+    """
     db.execute("BEGIN IMMEDIATE")
     try:
-        change(db)
+        result = change(db)
         if not db.execute("UPDATE meta SET value = value + 1 WHERE key = 'commits'").rowcount:
             db.execute("INSERT INTO meta VALUES ('commits', '1')")
         fault_point("commit", path)
@@ -96,6 +100,7 @@ def transact(db: sqlite3.Connection, path: str, change: Change) -> None:
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         raise
+    return result
 
 
 def commits(db: sqlite3.Connection) -> int:

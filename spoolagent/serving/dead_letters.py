@@ -98,28 +98,23 @@ def read_letters(folder: str, choice: Choice) -> Iterator[DeadLetter]:
 
 def mark(folder: str, choice: Choice, state: LetterState) -> int:
     """Gives the chosen dead letters this state. Returns how many were changed. Raises Locked, sqlite3.Error."""
-    changed = 0
     where, values = choice.where()
     query = f"UPDATE dead SET state = ? WHERE {where} AND state != ?"  # noqa: S608 - our own text
 
-    def change(db: sqlite3.Connection) -> None:
-        nonlocal changed
-        changed = db.execute(query, (state, *values, state)).rowcount
+    def change(db: sqlite3.Connection) -> int:
+        return db.execute(query, (state, *values, state)).rowcount
 
-    with closing(existing(_path(folder), "rw")) as db:
+    path, mirror = _path(folder), os.path.join(folder, MIRROR)
+    with closing(existing(path, "rw")) as db:
         db.execute("PRAGMA synchronous=FULL")
         _bring_up_to_date(db, folder)
         sums.keep(db)
-        transact(db, _path(folder), change)
-    done = changed
-    mirror = os.path.join(folder, MIRROR)
-    with (
-        suppress(sqlite3.Error),
-        closing(existing(mirror, "rw")) as copy,
-    ):  # else the next worker makes it anew
+        changed = transact(db, path, change)
+    # Where that fails, the next worker makes the mirror anew.
+    with suppress(sqlite3.Error), closing(existing(mirror, "rw")) as copy:
         sums.keep(copy)
         transact(copy, mirror, change)
-    return done
+    return changed
 
 
 def _bring_up_to_date(db: sqlite3.Connection, folder: str) -> None:

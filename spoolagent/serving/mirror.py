@@ -55,7 +55,7 @@ class Mirror:
         else:
             _relax(copy)
 
-    def follow(self, change: Change) -> None:
+    def follow(self, change: Change[None]) -> None:
         """Makes a change that the database has committed in the mirror, too."""
         if self._copy is None:
             if self._clock() >= self._again_at:
@@ -71,8 +71,7 @@ class Mirror:
         had_some = self._copy is not None
         self._lose()
         with contextlib.suppress(OSError):
-            for side in ("", *SIDE_FILES):
-                _remove(self._path + side)
+            _remove(self._path)
         return had_some
 
     def close(self) -> None:
@@ -89,8 +88,7 @@ class Mirror:
     def _make(self) -> None:
         try:
             new = _copied(self._db, self._path)
-            for side in ("", *SIDE_FILES):
-                _remove(self._path + side)
+            _remove(self._path)
             rename(new, self._path)
             self._copy = open_checked(self._path, was_made=True)
             _relax(self._copy)
@@ -123,7 +121,6 @@ def open_both(folder: str) -> tuple[sqlite3.Connection, Mirror, str]:
     if copy is None:
         raise why
     _take_over(folder, copy)
-    copy.close()
     db = open_checked(path, was_made=True)
     kept = os.path.join(folder, KEPT)
     when = datetime.now(UTC).isoformat(" ", "seconds")
@@ -131,7 +128,7 @@ def open_both(folder: str) -> tuple[sqlite3.Connection, Mirror, str]:
         f"{path} was found damaged at {when} ({why.why}); its mirror has taken its place, "
         f"the damaged one is kept as {kept}"
     )
-    return db, Mirror(folder, db, None), news
+    return db, Mirror(folder, db, copy), news
 
 
 def _opened(
@@ -148,8 +145,8 @@ def _take_over(folder: str, copy: sqlite3.Connection) -> None:
     """Puts what the mirror holds in the database's place. A crash in between leaves the mirror as it is."""
     path, kept = os.path.join(folder, NAME), os.path.join(folder, KEPT)
     new = _copied(copy, path)
+    _remove(kept)
     for side in ("", *SIDE_FILES):
-        _remove(kept + side)
         if os.path.lexists(path + side):
             rename(path + side, kept + side)
     rename(new, path)
@@ -158,8 +155,7 @@ def _take_over(folder: str, copy: sqlite3.Connection) -> None:
 def _copied(source: sqlite3.Connection, path: str) -> str:
     """A whole, durable copy of a database in a file beside `path`. Returns that file's path."""
     new = path + ".new"
-    for side in ("", "-journal", *SIDE_FILES):
-        _remove(new + side)
+    _remove(new)
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, FILE_MODE))
     fault_point("write", new)
     with contextlib.closing(sqlite3.connect(new)) as target:
@@ -169,8 +165,10 @@ def _copied(source: sqlite3.Connection, path: str) -> str:
 
 
 def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        discard(path)
+    """Removes a database and all that SQLite keeps beside it."""
+    for side in ("", "-journal", *SIDE_FILES):
+        with contextlib.suppress(FileNotFoundError):
+            discard(path + side)
 
 
 def _relax(copy: sqlite3.Connection) -> None:

@@ -69,12 +69,8 @@ class Patrol:
         clock: Callable[[], float],
     ) -> None:
         self._spool, self._store, self._pool, self._hints = spool, store, pool, hints
-        self._selection, self._interval_s, self._is_quiet, self._clock = (
-            selection,
-            interval_s,
-            is_quiet,
-            clock,
-        )
+        self._selection, self._interval_s = selection, interval_s
+        self._is_quiet, self._clock = is_quiet, clock
         self._listing = Listing(spool.path)
         self._round: Iterator[int] | None = None
         """Adds to `_found`, and says how many directories it has looked at."""

@@ -241,7 +241,7 @@ class Store:
             )
         self._overlay = {}
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: Change[None]) -> None:
         """One transaction: in the database, and when it is on disk, in the mirror."""
         try:
             transact(self._db, self.path, change)

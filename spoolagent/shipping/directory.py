@@ -19,7 +19,7 @@ from spoolagent.errors import FormatError, Locked, Unreachable, UsageError
 from spoolagent.format import durable, layout
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.names import check_case, check_name
-from spoolagent.format.plain import open_plain
+from spoolagent.format.plain import is_plain, open_plain
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.shipping.target import AnotherSpool, Away, InTheWay, OffsetRefused
 
@@ -285,7 +285,7 @@ def _check_links(root: str, folder: str) -> None:
 
 def _check_plain(path: str) -> None:
     """Raises InTheWay when something else than a plain file is there."""
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+    if os.path.lexists(path) and not is_plain(path):
         raise InTheWay(f"{'/'.join(path.split(os.sep)[-4:])} is no plain file at the target: remove it there")
 
 

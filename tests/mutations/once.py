@@ -282,8 +282,8 @@ MUTATIONS = (
         "transaction-in-pieces",
         "each change of the cursor store is committed alone",
         f"{SERVING}/database.py",
-        '    db.execute("BEGIN IMMEDIATE")\n    try:\n        change(db)\n',
-        "    try:\n        change(db)\n",
+        '    db.execute("BEGIN IMMEDIATE")\n    try:\n        result = change(db)\n',
+        "    try:\n        result = change(db)\n",
         ("test_small_promises.py::test_a_commit_is_all_or_nothing",),
     ),
     Mutation(
