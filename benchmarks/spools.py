@@ -4,7 +4,7 @@ from spoolagent.contract import Batch, Outcome, Receiver, RunEnd, State
 from spoolagent.format.layout import StreamKey, iter_streams, stream_dir
 from spoolagent.format.spool import open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
-from spoolagent.serving.store import Store
+from spoolagent.serving.store import open_store
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
 
@@ -39,7 +39,7 @@ class _Never:
 def deliver(path: str, receiver: Receiver, expected: int) -> None:
     """Delivers the whole spool as `replay` does, with its default limits. Raises when events are left out."""
     spool = open_spool(path)
-    with Store(spool.path, receiver.identity) as store:
+    with open_store(spool, receiver) as store:
         receiver.open(store)
         worker = Worker(
             spool,

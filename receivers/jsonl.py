@@ -1,10 +1,11 @@
 """`jsonl:FILE`: one line of JSON per event. The reference receiver: no tracker, nothing lost in translation."""
 
+import glob
 import os
 
 import orjson
 
-from spoolagent.contract import Batch, Options, Outcome, RunEnd, State
+from spoolagent.contract import Batch, Beside, Options, Outcome, RunEnd, State
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format.durable import make_dirs
 from spoolagent.receivers.appendfile import Append, append, own_names
@@ -26,6 +27,9 @@ class JsonLinesReceiver:
             raise UsageError("jsonl: no file name: write jsonl:FILE")
         self._path = os.path.realpath(os.path.expanduser(target))
         self.identity = f"jsonl:{self._path}"
+        folder, name = os.path.split(self._path)
+        stem, extension = os.path.splitext(name)
+        self.beside = Beside(folder=folder, pattern=f"{glob.escape(stem)}*{glob.escape(extension)}")
         self._state: State | None = None
 
     def open(self, state: State) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from spoolagent.contract import Batch, Options, Outcome, RunEnd, State, Stream
+from spoolagent.contract import Batch, Beside, Options, Outcome, RunEnd, State, Stream
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format.durable import make_dirs
 from spoolagent.format.events import Event
@@ -46,6 +46,7 @@ class WandbOffline:
         check_options("wandb", options, OPTIONS)
         self.folder = os.path.realpath(os.path.expanduser(folder))
         self.identity = f"wandb:offline:{self.folder}"
+        self.beside = Beside(folder=self.folder, pattern="offline-run-*")
         self._templates = Templates(options)
         self._state: State | None = None
 

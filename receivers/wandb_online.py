@@ -45,6 +45,7 @@ class WandbOnline:
         self._offline = WandbOffline(
             str(folder), {name: options[name] for name in OPTIONS if name in options}
         )
+        self.beside = self._offline.beside
         self._environment = {"WANDB_BASE_URL": url, "WANDB_MODE": "online"}
         self._children: Children | None = None
 

@@ -60,6 +60,20 @@ class Outcome:
     """Event type -> how many this tracker has no way to show."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """Where a receiver wants the second copy of its state: with the files that it writes.
+
+    Then an older first copy (a spool that was put back from a backup) is noticed, and nothing is appended twice. A
+    receiver whose tracker removes repeats, or that finds what came before in its own files, has no use for it.
+    """
+
+    folder: str
+    """Absolute. The copy lies in `<folder>/.spoolagent/`."""
+    pattern: str
+    """What the files in `folder` are called: when there is none, the copy is of a target that somebody emptied."""
+
+
 class State(Protocol):
     """The receiver's own durable key-value store. What is put is committed together with the cursor.
 
@@ -92,7 +106,8 @@ class Receiver(Protocol):
 
     The worker commits which batch it is about to deliver, calls `deliver`, then commits the cursor with the
     state. After a crash it first delivers exactly that batch again, so bytes appended to a file can be
-    completed. Every method may raise Unreachable (whole tracker is away) or Transient (try later).
+    completed. Every method may raise Unreachable (whole tracker is away) or Transient (try later). An attribute
+    `beside: Beside` is optional.
     """
 
     identity: str

@@ -60,7 +60,7 @@ class Moody:
     def __init__(self, world, name, inner, process):
         self._inner, self._process, self._world, self._name = inner, process, world, name
         self.moods = world.moods[name]
-        self.identity = inner.identity
+        self.identity, self.beside = inner.identity, getattr(inner, "beside", None)
         self._attempts, self._stats = world.attempts[name], world.stats
 
     def open(self, state):

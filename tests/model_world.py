@@ -22,7 +22,7 @@ from spoolagent.format.layout import StreamKey, iter_streams, list_segments, seg
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.receivers.jsonl import JsonLinesReceiver
-from spoolagent.serving.store import Store, target_dir
+from spoolagent.serving.store import open_store, target_dir
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
 from spoolagent.shipping import directory, shipper
@@ -385,7 +385,7 @@ class World:
     def _serve(self, process, name):
         spool = open_spool(self.spool_of(name))
         receiver = self.receiver(name, process)
-        with Store(spool.path, receiver.identity) as store:
+        with open_store(spool, receiver) as store:
             self._observe(name, store)
             while True:
                 try:

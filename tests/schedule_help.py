@@ -18,7 +18,7 @@ from spoolagent.format import durable, layout
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import open_spool
 from spoolagent.serving.registry import load_receiver
-from spoolagent.serving.store import Store
+from spoolagent.serving.store import open_store
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
 
@@ -141,7 +141,7 @@ def deliver(
     made = load_receiver(receiver, options or {}) if isinstance(receiver, str) else receiver
     clock = clock or Clock()
     hints, said = Passes(clock, passes, on_wait), []
-    with Store(opened.path, made.identity) as store:
+    with open_store(opened, made) as store:
         made.open(store)
         try:
             worker = Worker(

@@ -29,7 +29,7 @@ from spoolagent.format.ends import read_end
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.serving.registry import load_receiver
-from spoolagent.serving.store import Store
+from spoolagent.serving.store import open_store
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
 from spoolagent.undertaker import Undertaker
@@ -69,7 +69,7 @@ class Served:
         self.said = []
 
     def _run(self):
-        with Store(self.spool.path, self.receiver.identity) as store:
+        with open_store(self.spool, self.receiver) as store:
             self.receiver.open(store)
             Worker(
                 self.spool,

@@ -13,7 +13,7 @@ from spoolagent.format.blobs import put_bytes
 from spoolagent.format.ends import DeathWatch, end_dead_stream
 from spoolagent.format.lines import encode_line
 from spoolagent.format.spool import create_spool, open_spool
-from spoolagent.serving.store import Store
+from spoolagent.serving.store import Store, open_store
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
 from spoolagent.testing import MemoryReceiver, set_fault
@@ -43,7 +43,7 @@ class Agent(NoHints):
     def run(self, passes=400, until_drained=True):
         spool = open_spool(self.path)
         self.passes = passes
-        with Store(spool.path, self.receiver.identity) as self.store:
+        with open_store(spool, self.receiver) as self.store:
             self.receiver.open(self.store)
             self.worker = Worker(
                 spool,

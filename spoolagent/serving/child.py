@@ -22,7 +22,7 @@ from spoolagent.format.spool import Spool, open_spool
 from spoolagent.serving.activity import Activity, Beat, Heartbeat
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.registry import load_receiver
-from spoolagent.serving.store import Store
+from spoolagent.serving.store import Store, open_store
 from spoolagent.serving.sums import Damaged
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
@@ -169,7 +169,7 @@ class Child:
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
-                return Store(spool.path, receiver.identity)
+                return open_store(spool, receiver)
             except Locked:
                 if time.monotonic() > deadline or self._stopping.wait(0.2):
                     raise

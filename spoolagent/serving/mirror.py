@@ -4,6 +4,9 @@ Each transaction is made in the database, durably, and then again in the mirror,
 receiver is opened, both are checked in full. The one that is damaged, or has seen fewer commits, is replaced by the
 other; when the mirror takes over, the damaged database is kept beside it. After a power cut the mirror may have
 forgotten some commits: then events are delivered again, which has no second effect.
+
+The mirror lies beside the database, or, for a target that wants it so, with the target's files; then a symbolic link
+beside the database leads to it.
 """
 
 import contextlib
@@ -12,11 +15,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from spoolagent.errors import SpoolError
 from spoolagent.format.durable import discard, fault_point, fsync_path, rename
 from spoolagent.format.layout import FILE_MODE
 from spoolagent.serving import sums
+from spoolagent.serving.beside import Place
 from spoolagent.serving.database import (
     MADE,
     MIRROR,
@@ -37,18 +42,18 @@ _AGAIN_S = 60.0
 
 
 class Mirror:
-    """Follows the open database `db` in `folder`. What goes wrong with the mirror is never the database's trouble."""
+    """Follows the open database `db` in a mirror at `path`. What goes wrong with the mirror is never the database's trouble."""
 
     def __init__(
         self,
-        folder: str,
+        path: str,
         db: sqlite3.Connection,
         copy: sqlite3.Connection | None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db, self._copy, self._clock = db, copy, clock
-        self._path = os.path.join(folder, MIRROR)
+        self._path = path
         self._again_at = 0.0
         if copy is None:
             self._make()
@@ -96,39 +101,87 @@ class Mirror:
             self._lose()
 
 
-def open_both(folder: str) -> tuple[sqlite3.Connection, Mirror, str]:
+def open_both(folder: str, place: Place | None = None) -> tuple[sqlite3.Connection, Mirror, str]:
     """The database in `folder`, made when there is none, its mirror, and what is to be reported of them, or "".
 
     For who has the target's lock. Raises Damaged when neither can be used, NewerVersion, and sqlite3.Error or OSError
     when the disk refuses.
     """
-    path, copy_path = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
-    was_made = os.path.exists(path + MADE) or os.path.exists(copy_path)
+    path = os.path.join(folder, NAME)
+    if place is not None and not place.has_files and not os.path.exists(path):
+        _remove(place.path)  # the target was emptied, and its state removed: it is to begin anew
+    held = _held(folder, place)
+    was_made = os.path.exists(path + MADE) or bool(held)
     db, why = _opened(path, was_made=was_made)
-    copy, _ = _opened(copy_path, was_made=True) if os.path.exists(copy_path) else (None, None)
+    copy = _newest(held)
     if db is not None and copy is not None:
-        ours, its = commits(db), commits(copy)
-        if its > ours:  # SQLite goes back in silence when its log was cut or damaged
+        ours, its = commits(db), commits(copy.db)
+        if (
+            its > ours
+        ):  # SQLite goes back in silence when its log was cut or damaged; or a backup was put back
             why = Damaged(path, f"it knows of {ours} commits, its mirror of {its}")
             db.close()
             db = None
-        elif not sums.same(db, copy):
-            copy.close()
+        elif not sums.same(db, copy.db):
+            copy.db.close()
             copy = None
-    if db is not None:
-        return db, Mirror(folder, db, copy), ""
-    assert why is not None
-    if copy is None:
-        raise why
-    _take_over(folder, copy)
-    db = open_checked(path, was_made=True)
-    kept = os.path.join(folder, KEPT)
-    when = datetime.now(UTC).isoformat(" ", "seconds")
-    news = (
-        f"{path} was found damaged at {when} ({why.why}); its mirror has taken its place, "
-        f"the damaged one is kept as {kept}"
-    )
-    return db, Mirror(folder, db, copy), news
+    news = ""
+    if db is None:
+        assert why is not None
+        if copy is None:
+            raise why
+        news = _take_over(folder, copy.db, why.why)
+        db = open_checked(path, was_made=True)
+    return db, _mirror(folder, db, copy, place), news
+
+
+class _Copy(NamedTuple):
+    """A mirror that is whole."""
+
+    path: str
+    db: sqlite3.Connection
+
+
+def _held(folder: str, place: Place | None) -> list[str]:
+    """Where mirrors are: one place, and for a moment two, when it was not known or could not be used before."""
+    own = os.path.join(folder, MIRROR)
+    found = [own] if os.path.exists(own) and not (place and os.path.islink(own)) else []
+    return found + ([place.path] if place is not None and os.path.exists(place.path) else [])
+
+
+def _newest(paths: list[str]) -> _Copy | None:
+    """The whole one with the most commits, open."""
+    newest: _Copy | None = None
+    for path in paths:
+        db, _ = _opened(path, was_made=True)
+        if db is None:
+            continue
+        if newest is not None and commits(newest.db) >= commits(db):
+            db.close()
+            continue
+        if newest is not None:
+            newest.db.close()
+        newest = _Copy(path, db)
+    return newest
+
+
+def _mirror(folder: str, db: sqlite3.Connection, copy: _Copy | None, place: Place | None) -> Mirror:
+    """What follows from now on: at its place, with nothing left of it elsewhere."""
+    own = os.path.join(folder, MIRROR)
+    path = own if place is None else place.path
+    if copy is not None and (copy.path != path or os.path.islink(path)):
+        copy.db.close()
+        copy = None
+    if os.path.islink(own) if place is None else not _leads_to(own, path):
+        with contextlib.suppress(OSError):
+            _remove(own)
+            if place is not None:
+                os.symlink(path, own)
+    return Mirror(path, db, None if copy is None else copy.db)
+
+
+def _leads_to(link: str, path: str) -> bool:
+    return os.path.islink(link) and os.readlink(link) == path
 
 
 def _opened(
@@ -141,8 +194,11 @@ def _opened(
         return None, error
 
 
-def _take_over(folder: str, copy: sqlite3.Connection) -> None:
-    """Puts what the mirror holds in the database's place. A crash in between leaves the mirror as it is."""
+def _take_over(folder: str, copy: sqlite3.Connection, why: str) -> str:
+    """Puts what the mirror holds in the database's place. A crash in between leaves the mirror as it is.
+
+    Returns what is to be reported.
+    """
     path, kept = os.path.join(folder, NAME), os.path.join(folder, KEPT)
     new = _copied(copy, path)
     _remove(kept)
@@ -150,6 +206,11 @@ def _take_over(folder: str, copy: sqlite3.Connection) -> None:
         if os.path.lexists(path + side):
             rename(path + side, kept + side)
     rename(new, path)
+    when = datetime.now(UTC).isoformat(" ", "seconds")
+    return (
+        f"{path} was found damaged at {when} ({why}); its mirror has taken its place"
+        f"{f', the damaged one is kept as {kept}' if os.path.exists(kept) else ''}"
+    )
 
 
 def _copied(source: sqlite3.Connection, path: str) -> str:

@@ -18,11 +18,14 @@ from typing import Any, Literal, NamedTuple, Self
 import orjson
 from filelock import FileLock, Timeout
 
+from spoolagent.contract import Beside, Receiver
 from spoolagent.errors import Locked
 from spoolagent.format.durable import fsync_dir, make_dirs
 from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.format.reader import Position
+from spoolagent.format.spool import Spool
 from spoolagent.serving import sums
+from spoolagent.serving.beside import take_place
 from spoolagent.serving.changes import Commit, Letter, Named, StreamFacts, Transaction
 from spoolagent.serving.database import MADE, NAME, Change, transact
 from spoolagent.serving.mirror import open_both
@@ -47,6 +50,12 @@ FIRST = ("", "", "", 0)
 """Before the first page of `Store.marked`."""
 
 
+def open_store(spool: Spool, receiver: Receiver) -> "Store":
+    """The database of a receiver's target. Raises as `Store` does."""
+    beside: Beside | None = getattr(receiver, "beside", None)
+    return Store(spool.path, receiver.identity, None if beside is None else (beside, spool.uuid))
+
+
 def target_dir(spool: str, identity: str) -> str:
     """Where the agents keep what belongs to one target."""
     kind = re.sub(r"[^a-z0-9]+", "-", identity.partition(":")[0].lower())[:20]
@@ -58,31 +67,36 @@ def target_dir(spool: str, identity: str) -> str:
 class Store:
     """The database of one receiver target, exclusively locked while open.
 
+    Its mirror lies with it, or `beside` the files of the target, for the spool with the uuid that is given there.
     Raises Locked when another process has it open, Damaged when neither it nor its mirror is what was written.
     """
 
-    def __init__(self, spool: str, identity: str) -> None:
+    def __init__(self, spool: str, identity: str, beside: tuple[Beside, str] | None = None) -> None:
         self.folder = target_dir(spool, identity)
         make_dirs(self.folder)
-        self._lock = FileLock(os.path.join(self.folder, "lock"), mode=0o600)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise Locked(
-                f"another process is replaying this spool into {identity}: wait for it, or end it ('spoolagent status' shows it)"
-            ) from None
         self.path = os.path.join(self.folder, NAME)
         self._overlay: dict[str, bytes | None] = {}
-        try:
-            self._db, self._mirror, self.news = open_both(self.folder)  # news: for the worker to report
+        with contextlib.ExitStack() as undo:  # whoever catches what is raised may try again
+            lock = FileLock(os.path.join(self.folder, "lock"), mode=0o600)
             try:
-                self._prepare(identity)
-            except BaseException:
-                self._close_both()
-                raise
-        except BaseException:
-            self._lock.release()  # whoever caught this may try again
-            raise
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise Locked(
+                    f"another process is replaying this spool into {identity}: wait for it, or end it "
+                    "('spoolagent status' shows it)"
+                ) from None
+            undo.callback(lock.release)
+            place = None
+            if beside is not None:
+                place = take_place(*beside, identity, is_new=not os.path.exists(self.path))
+            if place is not None:
+                undo.callback(place.lock.release)
+            self._db, self._mirror, self.news = open_both(
+                self.folder, place
+            )  # news: for the worker to report
+            undo.callback(self._close_both)
+            self._prepare(identity)
+            self._close = undo.pop_all()
 
     def _prepare(self, identity: str) -> None:
         self._change(partial(_introduce, identity=identity, news=self.news))
@@ -93,9 +107,8 @@ class Store:
                 fsync_dir(self.folder)
 
     def close(self) -> None:
-        """Releases the database and its lock."""
-        self._close_both()
-        self._lock.release()
+        """Releases the database, its mirror and their locks."""
+        self._close.close()
 
     def _close_both(self) -> None:
         self._mirror.close()
