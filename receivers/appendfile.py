@@ -42,6 +42,8 @@ class Append:
     """How many bytes at the front of a torn result of `encode` are whole records, which a reader shows. Only for
     encodings that do not depend on the offset. With it, a batch that was written in part before its file was
     damaged goes on in the next file after these records, instead of from its first one."""
+    says: str = ""
+    """What is to be reported when a first file is begun: why it takes the place of another key's."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,8 +64,10 @@ class _Plan:
     """The record names a file that the committed state does not name yet."""
 
 
-def append(state: State, *files: Append) -> None:
+def append(state: State, *files: Append) -> list[str]:
     """Adds the bytes to all the files, durably, and puts their new lengths into the state.
+
+    Returns what was found wrong with them, for `Outcome.damage`; after a crash the same again.
 
     It may call `state.checkpoint()`. So call it once per delivery, with all files, and put whatever must become
     true only together with the cursor *after* it. Raises Unreachable when the file system refuses (full, I/O error,
@@ -82,8 +86,13 @@ def append(state: State, *files: Append) -> None:
     except OSError as error:
         place = error.filename or (files[0].folder if files else "")
         raise Unreachable(f"{place}: {error.strerror or error}: make room or mend the file system") from error
+    said = []
     for file, plan in plans:
-        state.put(file.key, {**plan.record, "length": plan.at + len(plan.data), "skip": plan.skip})
+        record = {**plan.record, "length": plan.at + len(plan.data), "skip": plan.skip}
+        if says := record.pop("says", ""):
+            said.append(f"{says}; what comes later is in {plan.path}")
+        state.put(file.key, record)
+    return said
 
 
 def own_names(record: dict[str, Any]) -> list[str]:
@@ -94,7 +103,7 @@ def own_names(record: dict[str, Any]) -> list[str]:
 def _plan(state: State, file: Append) -> _Plan:
     record = state.get(file.key)
     if record is None:
-        return _begin(file, {"number": 0, "old": [], "skip": 0})
+        return _begin(file, {"number": 0, "old": [], "skip": 0}, file.says)
     path = os.path.join(file.folder, record["name"])
     at, skip = record["length"], record.get("skip", 0)
     data, left = _encoded(file, at, skip)
@@ -102,7 +111,7 @@ def _plan(state: State, file: Append) -> _Plan:
     if size is None and at == 0:  # named, then a crash before it was made
         return _Plan(path=path, at=0, data=data, new=True, write=True, record=record, skip=left, moved=False)
     if size is None or size < at:  # somebody removed or cut it
-        return _begin(file, record)
+        return _begin(file, record, cut(path, at, size))
     tail = _read(path, at, min(size - at, len(data))) if size > at else b""
     if data.startswith(tail):
         longer = size - at > len(data)
@@ -113,14 +122,23 @@ def _plan(state: State, file: Append) -> _Plan:
     if file.whole is not None and shown > 0:
         body = data[len(file.head) :] if at == 0 else data
         record = {**record, "skip": skip + file.whole(body[:shown])}
-    return _begin(file, record)
+    return _begin(file, record, f"{path} holds bytes that were not delivered to it, and is left alone")
 
 
-def _begin(file: Append, record: dict[str, Any]) -> _Plan:
+def cut(path: str, length: int, size: int | None) -> str:
+    """What is to be reported of a file that is shorter than the `length` that was delivered to it, or gone."""
+    if size is None:
+        return f"{path}, with {length} bytes that were delivered to it, is gone"
+    return f"the last {length - size} bytes that were delivered to {path} are gone"
+
+
+def _begin(file: Append, record: dict[str, Any], says: str) -> _Plan:
     """A plan for a new file: the first one, or the next after the one that `record` names."""
     number, name = _free_name(file, record["number"] + 1)
     old = [*record["old"], record["name"]] if "name" in record else []
     fresh = {"name": name, "length": 0, "number": number, "old": old, "skip": record["skip"]}
+    if says:
+        fresh["says"] = says
     data, left = _encoded(file, 0, record["skip"])
     path = os.path.join(file.folder, name)
     return _Plan(path=path, at=0, data=data, new=True, write=True, record=fresh, skip=left, moved=True)

@@ -52,9 +52,10 @@ class JsonLinesReceiver:
 
     def deliver(self, batch: Batch) -> Outcome:
         """Returns when the lines are fsynced. Raises Unreachable."""
+        damage: list[str] = []
         if batch.events:
             site, run, writer = batch.stream.key
-            self._append(
+            damage = self._append(
                 b"".join(
                     orjson.dumps(
                         {"site": site, "run": run, "writer": writer, **_without_crc(event.data)},
@@ -63,9 +64,9 @@ class JsonLinesReceiver:
                     for event in batch.events
                 )
             )
-        return Outcome()
+        return Outcome(damage=damage)
 
-    def set_status(self, end: RunEnd) -> None:
+    def set_status(self, end: RunEnd) -> Outcome:
         """Appends the run's state, once per change."""
         assert self._state is not None, "open() comes first"
         key = f"status\t{end.site}\t{end.run}"
@@ -77,20 +78,22 @@ class JsonLinesReceiver:
             "time": end.time_ns,
             "exit_code": end.exit_code,
         }
-        if self._state.get(key) != line:
-            self._append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-            self._state.put(key, line)
+        if self._state.get(key) == line:
+            return Outcome()
+        damage = self._append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self._state.put(key, line)
+        return Outcome(damage=damage)
 
     def close(self) -> None:
         """No file stays open between two batches."""
         self._state = None
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> list[str]:
         assert self._state is not None, "open() comes first"
         folder = os.path.dirname(self._path)
         if not os.path.isdir(folder):  # not made anew: it may be a mount that is away
             raise Unreachable(f"jsonl: {folder} is gone: mount it, or make it again")
-        append(
+        return append(
             self._state,
             Append(key=_KEY, folder=folder, name=self._name, encode=lambda _offset: data, whole=_whole_lines),
         )

@@ -83,18 +83,18 @@ class TensorBoardReceiver:
             outcome.dead = dict.fromkeys((event.seq for event in batch.events), str(error))
             return outcome
         parts = _encode(batch, place, outcome)
-        append(state, *self._appends(batch, place, parts, outcome))
+        outcome.damage = append(state, *self._appends(batch, place, parts, outcome))
         if place.owner:
             _note_end(state, batch)
         return outcome
 
-    def set_status(self, end: RunEnd) -> None:
+    def set_status(self, end: RunEnd) -> Outcome:
         """Shows a run that was killed or failed as the text `run/state`; once per change."""
-        state = self._checked_state()
+        state, outcome = self._checked_state(), Outcome()
         key = run_key(end.site, end.run)
         run = state.get(key)
         if run is None or run["owner"] is None:
-            return
+            return outcome
         shown = end.status if end.status in ("killed", "failed") or run["shown"] is not None else None
         if end.status == "running":
             shown = run["shown"]
@@ -102,10 +102,12 @@ class TensorBoardReceiver:
             assert shown is not None
             place = Place(run["dir"], "unknown", owner=True)
             data = tb_events.text_record(end.time_ns, 0, "run/state", shown.encode())
-            append(state, self._append(place.folder, place, run["owner"], end.time_ns, 0, data))
+            file = self._append(place.folder, place, run["owner"], end.time_ns, 0, data)
+            outcome.damage = append(state, file)
         over = run["over"] if end.status == "running" or run["over"] is not None else end.time_ns
         if (shown, over) != (run["shown"], run["over"]):
             state.put(key, {**run, "shown": shown, "over": over})
+        return outcome
 
     def close(self) -> None:
         """No file stays open between two batches."""

@@ -17,7 +17,7 @@ from spoolagent.contract import Batch, Beside, Options, Outcome, RunEnd, State, 
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format.durable import make_dirs
 from spoolagent.format.events import Event
-from spoolagent.receivers.appendfile import Append, append, own_names
+from spoolagent.receivers.appendfile import Append, append, cut, own_names
 from spoolagent.receivers.options import check_options
 from spoolagent.receivers.wandb_events import apply
 from spoolagent.receivers.wandb_log import encode_log
@@ -74,6 +74,7 @@ class WandbOffline:
         for event in batch.events:
             self._apply(run.session, event, batch, outcome)
         run.conclude(batch.stream)
+        outcome.damage = run.damage
         return outcome
 
     @staticmethod
@@ -86,7 +87,7 @@ class WandbOffline:
         if not shown:
             outcome.skipped[event.type] = outcome.skipped.get(event.type, 0) + 1
 
-    def set_status(self, end: RunEnd) -> None:
+    def set_status(self, end: RunEnd) -> Outcome:
         """Ends the run's log, unless it says so already. A run that goes on is simply not ended."""
         self._check_there()
         run = _Run(self.folder, self._templates, self._open_state(), end.site, end.run)
@@ -94,6 +95,7 @@ class WandbOffline:
             run.finish_end()
             run.begin_end(end)
             run.finish_end()
+        return Outcome(damage=run.damage)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -143,13 +145,17 @@ class _Run:
     session: Session
     begins_log: bool
     """What is written now begins a new log."""
+    damage: list[str]
+    """What was found wrong with the run's logs."""
     _part: dict[str, Any]
+    _says: str
 
     def __init__(self, root: str, templates: Templates, state: State, site: str, run: str) -> None:
         self._root, self._templates, self._state = root, templates, state
         self._name = f"{site}/{run}"
         self.wandb_id = templates.wandb_id(site, run)
         self._meta: dict[str, Any] = state.get(f"run/{self._name}") or {}
+        self.damage, self._says = [], ""
 
     def known(self) -> bool:
         """True when something of the run was delivered."""
@@ -279,8 +285,9 @@ class _Run:
             name=lambda number: self._log_name(part, number),
             encode=lambda offset: encode_log(offset, made),
             head=self._head(resume=part["number"] > 1 or bool(before and before["length"])),
+            says=self._says,
         )
-        append(self._state, file)
+        self.damage += append(self._state, file)
         if (actual := self._folder()) != planned:  # the log was not as it should be, and another was begun
             write_files(os.path.join(actual, "files"), session.files)
 
@@ -304,6 +311,8 @@ class _Run:
             size = os.path.getsize(path)
         except FileNotFoundError:
             return length > 0
+        if size < length:
+            self._says = cut(path, length, size)
         if size != length:  # bytes beyond it are a batch that a crash interrupted: it is completed first
             return size < length
         return length > 0 and os.path.exists(path + ".synced")

@@ -63,10 +63,11 @@ class WandbOnline:
         self._tell(batch.stream.key.site, batch.stream.key.run)
         return outcome
 
-    def set_status(self, end: RunEnd) -> None:
+    def set_status(self, end: RunEnd) -> Outcome:
         """Ends the run's log."""
-        self._offline.set_status(end)
+        outcome = self._offline.set_status(end)
         self._tell(end.site, end.run)
+        return outcome
 
     def close(self) -> None:
         """Waits a while for the uploads, then ends them; the rest is uploaded when the receiver opens again."""

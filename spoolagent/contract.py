@@ -58,6 +58,8 @@ class Outcome:
     """seq -> why this one event can never be delivered here."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Event type -> how many this tracker has no way to show."""
+    damage: list[str] = field(default_factory=list)
+    """What was found wrong in the target, one sentence each: what is gone, and where what comes later is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +122,9 @@ class Receiver(Protocol):
         """Returns when the tracker has the events durably. Raises Refused when it refuses some for good."""
         ...
 
-    def set_status(self, end: RunEnd) -> None:
+    def set_status(self, end: RunEnd) -> Outcome | None:
         """Shows a run's state. Comes after the run's events; comes again when later events reopen it."""
+        ...
 
     def close(self) -> None:
         """Releases what `open` took."""

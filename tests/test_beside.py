@@ -133,6 +133,9 @@ def test_two_copies_at_once(place, tmp_path):
     copy = shutil.copytree(place.spool, tmp_path / "copy", ignore=shutil.ignore_patterns(".agent", "LIVE"))
     receiver = JsonLinesReceiver(str(place.out), {})
     first = open_store(open_spool(place.spool), receiver)
+    place.out.parent.mkdir()
+    first.put("some", "thing")
+    first.commit([])
     with first, pytest.raises(Locked, match="a copy of this spool"):
         open_store(open_spool(str(copy)), receiver)
     open_store(open_spool(str(copy)), receiver).close()
@@ -192,4 +195,6 @@ def test_a_target_that_is_away_has_its_mirror_with_the_database(place):
     away.rename(place.out.parent)
     with open_store(open_spool(place.spool), JsonLinesReceiver(str(place.out), {})) as store:
         assert store.get("more") == 1 and not store.news
+        store.put("more", 2)
+        store.commit([])
     assert place.agree()

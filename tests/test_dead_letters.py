@@ -1,5 +1,6 @@
 """Dead letters: retried by the worker exactly once through any crash, refused again, gone, dropped; the command."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -340,7 +341,7 @@ def test_a_crash_at_every_operation_of_a_retry(tmp_path, torn):
         write_metrics(late, 1)
         late.close()
         Agent(spool, Picky(str(out / "events.jsonl"), {})).run()
-        assert os.listdir(out) == ["events.jsonl"], at
+        assert [name for name in os.listdir(out) if name[0] != "."] == ["events.jsonl"], at
         got = [json.loads(line) for line in read(out / "events.jsonl").splitlines()]
         events = sorted((e["run"], e["seq"]) for e in got if e["type"] != "run_state")
         runs = {"run-0": 2, "run-1": 11, "run-2": 4}
@@ -472,7 +473,7 @@ def version(spool, receiver):
 
 def test_the_schema_of_version_1_never_changes():
     """Databases of it exist: what is new is a step."""
-    assert "state TEXT" not in SCHEMA and "retries" not in SCHEMA and VERSION == 3
+    assert "state TEXT" not in SCHEMA and "retries" not in SCHEMA and VERSION == 4
 
 
 def test_a_database_of_version_1_is_read_and_brought_up_to_date(tmp_path):
@@ -489,6 +490,29 @@ def test_a_database_of_version_1_is_read_and_brought_up_to_date(tmp_path):
     Agent(tmp_path, receiver).run()
     assert letters(tmp_path, receiver) == []
     assert_events(tmp_path, receiver)
+
+
+def test_a_database_of_version_3_is_brought_up_to_date_and_its_damage_noticed_all_the_same(tmp_path):
+    simple(tmp_path, count=3)
+    receiver = MemoryReceiver()
+    Agent(tmp_path, receiver).run()
+    folder = folder_of(tmp_path, receiver)
+    path, mirror = os.path.join(folder, "state.sqlite"), os.path.join(folder, "state.mirror")
+    for change, expected in (("", None), ("UPDATE streams SET next_seq = 3;", "checksum")):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(
+                f"DROP TABLE damage; DELETE FROM sums WHERE name = 'damage'; {change} PRAGMA user_version=3;"
+            )
+        for name in (mirror, f"{mirror}-wal", f"{mirror}-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        if expected is None:
+            Agent(tmp_path, receiver).run()
+            assert version(tmp_path, receiver) == VERSION
+        else:
+            with pytest.raises(SpoolError, match=expected):
+                Agent(tmp_path, receiver).run()
+    assert receiver.repeats == 0
 
 
 def test_marking_in_a_database_of_version_1(tmp_path):
@@ -508,7 +532,7 @@ def test_a_later_database_is_refused(tmp_path):
     for name in ("state.sqlite", "state.mirror"):
         with sqlite3.connect(os.path.join(folder_of(tmp_path, receiver), name)) as db:
             db.execute("PRAGMA user_version=9")
-    with pytest.raises(SpoolError, match="version 9, this version uses 3: upgrade"):
+    with pytest.raises(SpoolError, match="version 9, this version uses 4: upgrade"):
         Store(str(tmp_path), receiver.identity)
 
 

@@ -332,7 +332,8 @@ class Files:
 
     def content(self):
         found = {}
-        for folder, _, names in os.walk(self.path):
+        for folder, below, names in os.walk(self.path):
+            below[:] = [name for name in below if name != ".spoolagent"]  # the mirror
             found.update({os.path.join(folder, name): read(os.path.join(folder, name)) for name in names})
         return found
 
@@ -596,7 +597,7 @@ def test_both_copies_damaged_in_the_commands(place, damage):
     path, mirror = os.path.join(folder, "state.sqlite"), os.path.join(folder, "state.mirror")
     whole = read(path)
     damage_to(path, damage)
-    damage_to(mirror, damage)
+    damage_to(os.path.realpath(mirror), damage)
     done = forked("replay", spool, "--to", f"jsonl:{out}", cwd=place)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "is damaged" in line]
@@ -689,8 +690,19 @@ class Half:
         shutil.rmtree(agent)
         shutil.copytree(os.path.join(self.spool + ".half", ".agent"), agent)
         write(self.file, damaged)
-        worker = self.deliver().worker
-        assert worker.is_drained()
+        agent = self.deliver()
+        assert agent.worker.is_drained()
+        gone, said = len(self.half) - len(damaged), [line for line in agent.said if "gone" in line]
+        (status,) = read_status(self.spool)
+        if gone:
+            (line,) = said
+            assert f"the last {gone} bytes that were delivered to {self.file} are gone" in line
+            assert status.damage == (line.removeprefix("memory: "),) and status.damaged == 1
+            assert line.endswith(f"what comes later is in {self.files()[-1]}")
+        else:
+            assert not said and status.damaged == 0
+        self.deliver()  # once is enough
+        assert read_status(self.spool)[0].damaged == status.damaged
         return self.files()
 
 

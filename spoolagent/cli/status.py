@@ -122,6 +122,8 @@ def _facts(receiver: ReceiverStatus, last: dict[StreamKey, int]) -> dict[str, An
             for stream, first, last, reason in receiver.lost_seqs
         ],
         "quarantined": receiver.quarantined,
+        "damaged": receiver.damaged,
+        "damage": list(receiver.damage),
         "skipped": receiver.skipped,
         "dropped_by_writers": sum(cursor.dropped for cursor in receiver.cursors),
         "behind": dict(sorted(behind.items(), key=lambda item: -item[1])),
@@ -195,6 +197,7 @@ def _lines(facts: dict[str, Any], limit: int | None) -> Iterable[tuple[str, str,
         ("dropped_dead_letters", "not wanted", "dim", "dead letters were dropped by an operator"),
         ("lost", "lost", "red", "events: their bytes are destroyed"),
         ("quarantined", "quarantine", "yellow", "pieces of bytes that are no events"),
+        ("damaged", "damage", "red", "times its files were found damaged"),
         ("dropped_by_writers", "dropped", "yellow", "events could not be written when they were logged"),
     ):
         if facts[key]:
@@ -223,6 +226,8 @@ def _details(facts: dict[str, Any], key: str) -> Iterable[tuple[str, str, str]]:
         lines = [
             f"{x['stream']}: seqs {x['first']} to {x['last']}: {x['reason']}" for x in facts["lost_seqs"]
         ]
+    elif key == "damaged":
+        lines = facts["damage"]
     elif key == "dropped_by_writers":
         lines = [f"{stream}: {count}" for stream, count in facts["gaps"].items()]
     for line in lines[:_BEHIND_SHOWN]:

@@ -5,11 +5,11 @@ with the mirror beside them what was appended since, so that nothing is appended
 docs/decisions/0010-the-mirror-lies-with-the-target.md.
 """
 
+import errno
 import glob
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
@@ -22,39 +22,46 @@ FOLDER = ".spoolagent"
 """In the target's folder; a name that no tracker's reader looks at."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A mirror beside its target, locked: a copy of this spool may be delivered by another agent."""
+    """Where the mirror of one target's state lies, for one spool. Locked: a copy of the spool may have an agent, too."""
 
-    path: str
-    has_files: bool
-    """False when the target is empty: then a mirror is of a target that is gone."""
-    lock: FileLock
+    def __init__(self, beside: Beside, uuid: str, identity: str) -> None:
+        self._beside, self._identity = beside, identity
+        self.folder = os.path.join(beside.folder, FOLDER)
+        name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self.path = os.path.join(self.folder, f"{name}-{uuid}.mirror")
+        self._lock = FileLock(self.path + ".lock", mode=FILE_MODE)
 
+    @property
+    def is_used(self) -> bool:
+        """True when there is a mirror."""
+        return os.path.exists(self.path)
 
-def take_place(beside: Beside, uuid: str, identity: str, *, is_new: bool) -> Place | None:
-    """The place for the mirror of the state of target `identity` for the spool `uuid`; None where there can be none.
+    def has_files(self) -> bool:
+        """False when the target is empty: then a mirror is of a target that is gone."""
+        own = glob.iglob(os.path.join(glob.escape(self._beside.folder), self._beside.pattern))
+        return next(own, None) is not None
 
-    `is_new`: nothing is known of the target yet, so its folder is made; otherwise a folder that is missing may be a
-    mount that is away. Raises Locked.
-    """
-    folder = os.path.join(beside.folder, FOLDER)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = os.path.join(folder, f"{name}-{uuid}.mirror")
-    try:
-        if not is_new and not os.path.isdir(beside.folder):
-            return None
-        make_dirs(folder)
-        found = os.lstat(folder)
+    def enter(self) -> None:
+        """Makes the folder, and locks the place. Raises Locked; OSError where there can be no mirror.
+
+        A target's folder that is missing is not made: it may be a mount that is away.
+        """
+        if not os.path.isdir(self._beside.folder):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._beside.folder)
+        make_dirs(self.folder)
+        found = os.lstat(self.folder)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            return None  # another user's, in a folder that many share
-        lock = FileLock(path + ".lock", mode=FILE_MODE)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Locked(
-            f"another process is replaying a copy of this spool into {identity}: wait for it, or end it"
-        ) from None
-    except (OSError, NotImplementedError):  # read-only, full, or a file system without locks
-        return None
-    own = glob.iglob(os.path.join(glob.escape(beside.folder), beside.pattern))
-    return Place(path=path, has_files=next(own, None) is not None, lock=lock)
+            raise PermissionError(errno.EPERM, "belongs to another user", self.folder)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise Locked(
+                f"another process is replaying a copy of this spool into {self._identity}: wait for it, or end it"
+            ) from None
+        except NotImplementedError as error:  # a file system without locks
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), self.path) from error
+
+    def leave(self) -> None:
+        """Releases the lock."""
+        self._lock.release(force=True)  # also when it was entered twice

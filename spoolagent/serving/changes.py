@@ -68,6 +68,8 @@ class Commit:
     skipped: dict[str, int] = field(default_factory=dict)
     told: tuple[str, str, dict[str, Any]] | None = None
     retried: Retried | None = None
+    damage: list[str] = field(default_factory=list)
+    """What was found wrong in the target; the same sentence again is the same damage."""
 
 
 class Named(NamedTuple):
@@ -128,6 +130,8 @@ class Transaction:
                 "INSERT INTO skipped VALUES (?, ?) ON CONFLICT (type) DO UPDATE SET n = n + excluded.n",
                 (kind, count),
             )
+        for text in change.damage:
+            run("INSERT OR IGNORE INTO damage VALUES (?, ?)", (text, now))
         if change.retried is not None:
             self._write_retried(db, change.retried)
         key = change.key

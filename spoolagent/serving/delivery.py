@@ -149,8 +149,14 @@ class Delivery:
                 self._bisect(half, outcome)
             return
         outcome.dead.update(part.dead)
+        outcome.damage += part.damage
         for kind, count in part.skipped.items():
             outcome.skipped[kind] = outcome.skipped.get(kind, 0) + count
+
+    def say_damage(self, damage: list[str]) -> None:
+        """Reports what is wrong in the target; it is kept with the commit."""
+        for line in damage:
+            self.report(f"{self.name}: {line}")
 
     def away(self, why: str) -> None:
         """The tracker, or a disk that is needed, takes nothing now: all is kept, and tried again after a while."""

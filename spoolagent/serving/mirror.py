@@ -42,28 +42,35 @@ _AGAIN_S = 60.0
 
 
 class Mirror:
-    """Follows the open database `db` in a mirror at `path`. What goes wrong with the mirror is never the database's trouble."""
+    """Follows the open database `db` of `folder`. What goes wrong with the mirror is never the database's trouble."""
 
     def __init__(
         self,
-        path: str,
+        folder: str,
         db: sqlite3.Connection,
         copy: sqlite3.Connection | None,
+        place: Place | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db, self._copy, self._clock = db, copy, clock
-        self._path = path
+        self._own, self._place = os.path.join(folder, MIRROR), place
         self._again_at = 0.0
-        if copy is None:
-            self._make()
-        else:
+        if copy is not None:
             _relax(copy)
+            with contextlib.suppress(OSError):
+                self._point()
+        elif place is None:
+            self._make()  # beside a target: when its receiver has found that it may be used, with the first commit
 
-    def follow(self, change: Change[None]) -> None:
-        """Makes a change that the database has committed in the mirror, too."""
+    @property
+    def _path(self) -> str:
+        return self._own if self._place is None else self._place.path
+
+    def follow(self, change: Change[None], *, make: bool = True) -> None:
+        """Makes a change that the database has committed in the mirror, too. `make`: also a mirror that is not there."""
         if self._copy is None:
-            if self._clock() >= self._again_at:
+            if make and self._clock() >= self._again_at:
                 self._make()  # with this change in it
             return
         try:
@@ -91,14 +98,27 @@ class Mirror:
         self._again_at = self._clock() + _AGAIN_S
 
     def _make(self) -> None:
+        if self._place is not None:
+            try:
+                self._place.enter()
+            except (SpoolError, OSError):
+                self._place = None
         try:
             new = _copied(self._db, self._path)
             _remove(self._path)
             rename(new, self._path)
             self._copy = open_checked(self._path, was_made=True)
             _relax(self._copy)
+            self._point()
         except (sqlite3.Error, SpoolError, OSError):
             self._lose()
+
+    def _point(self) -> None:
+        """The link to a mirror that lies elsewhere, in place of one that lay here."""
+        if self._place is None or (os.path.islink(self._own) and os.readlink(self._own) == self._path):
+            return
+        _remove(self._own)
+        os.symlink(self._path, self._own)
 
 
 def open_both(folder: str, place: Place | None = None) -> tuple[sqlite3.Connection, Mirror, str]:
@@ -107,18 +127,16 @@ def open_both(folder: str, place: Place | None = None) -> tuple[sqlite3.Connecti
     For who has the target's lock. Raises Damaged when neither can be used, NewerVersion, and sqlite3.Error or OSError
     when the disk refuses.
     """
-    path = os.path.join(folder, NAME)
-    if place is not None and not place.has_files and not os.path.exists(path):
-        _remove(place.path)  # the target was emptied, and its state removed: it is to begin anew
+    path, own = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
+    if place is not None and place.is_used and not _enter(place, is_new=not os.path.exists(path)):
+        place = None
     held = _held(folder, place)
     was_made = os.path.exists(path + MADE) or bool(held)
     db, why = _opened(path, was_made=was_made)
     copy = _newest(held)
     if db is not None and copy is not None:
         ours, its = commits(db), commits(copy.db)
-        if (
-            its > ours
-        ):  # SQLite goes back in silence when its log was cut or damaged; or a backup was put back
+        if its > ours:  # its log was cut or damaged, of which SQLite says nothing; or a backup was put back
             why = Damaged(path, f"it knows of {ours} commits, its mirror of {its}")
             db.close()
             db = None
@@ -132,7 +150,10 @@ def open_both(folder: str, place: Place | None = None) -> tuple[sqlite3.Connecti
             raise why
         news = _take_over(folder, copy.db, why.why)
         db = open_checked(path, was_made=True)
-    return db, _mirror(folder, db, copy, place), news
+    if copy is not None and (copy.path != (place.path if place else own) or os.path.islink(copy.path)):
+        copy.db.close()
+        copy = None
+    return db, Mirror(folder, db, None if copy is None else copy.db, place), news
 
 
 class _Copy(NamedTuple):
@@ -146,7 +167,7 @@ def _held(folder: str, place: Place | None) -> list[str]:
     """Where mirrors are: one place, and for a moment two, when it was not known or could not be used before."""
     own = os.path.join(folder, MIRROR)
     found = [own] if os.path.exists(own) and not (place and os.path.islink(own)) else []
-    return found + ([place.path] if place is not None and os.path.exists(place.path) else [])
+    return found + ([place.path] if place is not None and place.is_used else [])
 
 
 def _newest(paths: list[str]) -> _Copy | None:
@@ -165,23 +186,18 @@ def _newest(paths: list[str]) -> _Copy | None:
     return newest
 
 
-def _mirror(folder: str, db: sqlite3.Connection, copy: _Copy | None, place: Place | None) -> Mirror:
-    """What follows from now on: at its place, with nothing left of it elsewhere."""
-    own = os.path.join(folder, MIRROR)
-    path = own if place is None else place.path
-    if copy is not None and (copy.path != path or os.path.islink(path)):
-        copy.db.close()
-        copy = None
-    if os.path.islink(own) if place is None else not _leads_to(own, path):
-        with contextlib.suppress(OSError):
-            _remove(own)
-            if place is not None:
-                os.symlink(path, own)
-    return Mirror(path, db, None if copy is None else copy.db)
+def _enter(place: Place, *, is_new: bool) -> bool:
+    """Locks the mirror beside a target. That of a target which was emptied, with its state, is removed. Raises Locked.
 
-
-def _leads_to(link: str, path: str) -> bool:
-    return os.path.islink(link) and os.readlink(link) == path
+    False when it is not ours, or cannot be reached.
+    """
+    try:
+        place.enter()
+        if is_new and not place.has_files():
+            _remove(place.path)
+    except OSError:
+        return False
+    return True
 
 
 def _opened(

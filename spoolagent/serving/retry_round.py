@@ -85,8 +85,11 @@ class RetryRound:
         self._retries.resolved(retry)
         letter = retry.letter
         self._delivery.pending.append(
-            Commit(retried=Retried(letter.key, letter.seq, why), skipped=outcome.skipped)
+            Commit(
+                retried=Retried(letter.key, letter.seq, why), skipped=outcome.skipped, damage=outcome.damage
+            )
         )
+        self._delivery.say_damage(outcome.damage)
         if why:
             return "refused"
         self._on_applied()

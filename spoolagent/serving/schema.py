@@ -7,7 +7,7 @@ from spoolagent.errors import SpoolError
 from spoolagent.format.durable import fault_point
 from spoolagent.serving import sums
 
-VERSION = 3
+VERSION = 4
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -51,6 +51,10 @@ CREATE TABLE retrying (
     # Checksums over all rows (`spoolagent.serving.sums`).
     2: """
 CREATE TABLE sums (name TEXT PRIMARY KEY, n INTEGER NOT NULL, total INTEGER NOT NULL) WITHOUT ROWID;
+""",
+    # What was found wrong in the target.
+    3: """
+CREATE TABLE damage (text TEXT PRIMARY KEY, time_ns INTEGER NOT NULL) WITHOUT ROWID;
 """,
 }
 """Version -> what makes the next one of it."""

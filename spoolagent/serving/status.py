@@ -70,6 +70,10 @@ class ReceiverStatus:
     lost_seqs: tuple[tuple[str, int, int, str], ...] = ()
     """(stream, first, last, why), the first hundred."""
     quarantined: int = 0
+    damaged: int = 0
+    """How often the target was found damaged."""
+    damage: tuple[str, ...] = ()
+    """What was found, the first hundred."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Event type -> how many this tracker cannot show."""
 
@@ -181,12 +185,25 @@ def _status(
             for row in db.execute(f"SELECT site, run, writer, first, last, reason FROM lost LIMIT {_LISTED}")  # noqa: S608 - a number of ours
         ),
         quarantined=_count(db, "SELECT count(*) FROM quarantine"),
+        damaged=_count(db, "SELECT count(*) FROM damage") if _has_damage(db) else 0,
+        damage=_damage(db) if _has_damage(db) else (),
         skipped=dict(db.execute("SELECT type, n FROM skipped ORDER BY type").fetchall()),
     )
 
 
 def _count(db: sqlite3.Connection, query: str) -> int:
     return int(db.execute(query).fetchone()[0])
+
+
+def _has_damage(db: sqlite3.Connection) -> bool:
+    """A database of an earlier version has no table for it."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return bool(version > 3)
+
+
+def _damage(db: sqlite3.Connection) -> tuple[str, ...]:
+    query = f"SELECT text FROM damage ORDER BY time_ns, text LIMIT {_LISTED}"  # noqa: S608 - a number of ours
+    return tuple(text for (text,) in db.execute(query))
 
 
 def _dead(db: sqlite3.Connection) -> dict[str, int]:

@@ -25,7 +25,7 @@ from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.format.reader import Position
 from spoolagent.format.spool import Spool
 from spoolagent.serving import sums
-from spoolagent.serving.beside import take_place
+from spoolagent.serving.beside import Place
 from spoolagent.serving.changes import Commit, Letter, Named, StreamFacts, Transaction
 from spoolagent.serving.database import MADE, NAME, Change, transact
 from spoolagent.serving.mirror import open_both
@@ -88,9 +88,8 @@ class Store:
             undo.callback(lock.release)
             place = None
             if beside is not None:
-                place = take_place(*beside, identity, is_new=not os.path.exists(self.path))
-            if place is not None:
-                undo.callback(place.lock.release)
+                place = Place(*beside, identity)
+                undo.callback(place.leave)
             self._db, self._mirror, self.news = open_both(
                 self.folder, place
             )  # news: for the worker to report
@@ -99,7 +98,8 @@ class Store:
             self._close = undo.pop_all()
 
     def _prepare(self, identity: str) -> None:
-        self._change(partial(_introduce, identity=identity, news=self.news))
+        # The receiver has not looked at its target yet, which may be somebody else's: no mirror is put there.
+        self._change(partial(_introduce, identity=identity, news=self.news), make=False)
         self._give_back_space()  # the tables have their pages now, which a full disk would refuse
         if not os.path.exists(self.path + MADE):
             with contextlib.suppress(OSError):  # a full disk: the next start tries again
@@ -254,7 +254,7 @@ class Store:
             )
         self._overlay = {}
 
-    def _change(self, change: Change[None]) -> None:
+    def _change(self, change: Change[None], *, make: bool = True) -> None:
         """One transaction: in the database, and when it is on disk, in the mirror."""
         try:
             transact(self._db, self.path, change)
@@ -264,7 +264,7 @@ class Store:
             if not is_full or not (self._mirror.give_way() | self._give_back_space()):
                 raise
             transact(self._db, self.path, change)
-        self._mirror.follow(change)
+        self._mirror.follow(change, make=make)
 
     def _give_back_space(self) -> bool:
         """Moves what was committed from the log to the database. True when the log has no bytes any more."""

@@ -13,7 +13,19 @@ import orjson
 
 from spoolagent.errors import SpoolError
 
-TABLES = ("meta", "kv", "streams", "named", "dead", "lost", "quarantine", "skipped", "told", "retrying")
+TABLES = (
+    "meta",
+    "kv",
+    "streams",
+    "named",
+    "dead",
+    "lost",
+    "quarantine",
+    "skipped",
+    "told",
+    "retrying",
+    "damage",
+)
 _SCHEMA = "(schema)"
 """The row of `sums` for the tables' own definitions."""
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
@@ -23,7 +35,7 @@ _LONG = 120
 """Of SQLite's own words. It may quote a whole table."""
 NEXT = (
     "Put a backup in its place, with the -wal file that belongs to it and no other, and remove its -shm file and "
-    "state.mirror; or move its folder away and deliver into a new, empty target"
+    "what state.mirror is or leads to; or move its folder away and deliver into a new, empty target"
 )
 """What an operator can do."""
 
@@ -83,11 +95,11 @@ def keep(db: sqlite3.Connection) -> None:
 
 
 def fill(db: sqlite3.Connection) -> None:
-    """Counts all that is there, inside the transaction that made the table `sums`."""
+    """Counts what was not counted yet, inside the transaction that made it. What was is still to be checked."""
     _enable(db)
     for table in TABLES:
-        db.execute("INSERT INTO sums VALUES (?, ?, ?)", (table, *_count(db, table)))
-    db.execute("INSERT INTO sums VALUES (?, ?, ?)", (_SCHEMA, *_schema(db)))
+        db.execute("INSERT OR IGNORE INTO sums VALUES (?, ?, ?)", (table, *_count(db, table)))
+    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?)", (_SCHEMA, *_schema(db)))
 
 
 def check(db: sqlite3.Connection, path: str) -> None:

@@ -1,9 +1,10 @@
 """Telling a receiver how its runs stand: once a change, and again after a crash that may have come between."""
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
-from spoolagent.contract import RunEnd
+from spoolagent.contract import Outcome, RunEnd
 from spoolagent.errors import Transient, Unreachable
 from spoolagent.serving.changes import Commit
 from spoolagent.serving.delivery import Delivery
@@ -50,16 +51,17 @@ class Teller:
             self._uncommitted.clear()
         return self._uncommitted.get((site, run)) or self._delivery.store.told(site, run)
 
-    def _note(self, run: RunKey, content: dict[str, Any]) -> None:
+    def _note(self, run: RunKey, content: dict[str, Any], damage: Sequence[str] = ()) -> None:
         """Goes with the next commit."""
         self._uncommitted[run] = content
-        self._delivery.pending.append(Commit(told=(*run, content)))
+        self._delivery.pending.append(Commit(told=(*run, content), damage=list(damage)))
 
     def _set_status(self, end: RunEnd, told: dict[str, Any]) -> bool:
         mark = self._delivery.store.mark()
         self._delivery.activity.begin("telling the state of", f"{end.site}/{end.run}")
+        outcome = Outcome()
         try:
-            self._delivery.receiver.set_status(end)
+            outcome = self._delivery.receiver.set_status(end) or outcome
         except (Unreachable, Transient, OSError, sqlite3.Error) as error:
             self._delivery.store.rollback(mark)
             self._delivery.away(str(error))
@@ -70,7 +72,8 @@ class Teller:
             self._delivery.report(
                 f"{self._delivery.name}: the state of {end.site}/{end.run} was refused: {error}"
             )
-        self._note((end.site, end.run), {**told, "sure": True})
+        self._delivery.say_damage(outcome.damage)
+        self._note((end.site, end.run), {**told, "sure": True}, outcome.damage)
         return True
 
     def retell(self) -> bool:

@@ -353,8 +353,10 @@ class Worker:
                 lost=held.lost,
                 quarantined=[(b.segment, b.offset, len(b.data), b.reason) for b in held.bad],
                 skipped=outcome.skipped,
+                damage=outcome.damage,
             )
         )
+        self._delivery.say_damage(outcome.damage)
         self._say_damage(task, dead)
         task.delivered()
         task.is_stored = True  # once that is committed, and before that it is kept
