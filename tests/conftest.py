@@ -1,6 +1,7 @@
 """Fixtures that several test files share. Keep it small: helpers live in tests/<topic>_help.py."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,13 @@ def mlflow_server(tmp_path_factory):
 
     with MlflowServer(tmp_path_factory.mktemp("mlflow-server")) as server:
         yield server
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory in memory where there is one, and no fsync: for tests that make thousands of commits."""
+    from tb_help import without_fsync
+
+    home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
+    with tempfile.TemporaryDirectory(dir=home) as path, without_fsync():
+        yield path
