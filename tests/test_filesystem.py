@@ -2,7 +2,7 @@
 
 How much the measuring tests take comes from SPOOLAGENT_WAITING (10^6 events), SPOOLAGENT_STREAMS (10^4),
 SPOOLAGENT_FINISHED (2,000 streams) and SPOOLAGENT_IDLE (12 s). `python tests/torture.py --only figures` takes
-10^7, 10^4, 10^5 and 60.
+10^7, 10^4, 10^5 and 40.
 """
 
 import hashlib
