@@ -1,6 +1,8 @@
 """Fixtures that several test files share. Keep it small: helpers live in tests/<topic>_help.py."""
 
+import functools
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,16 @@ def mlflow_server(tmp_path_factory):
 
     with MlflowServer(tmp_path_factory.mktemp("mlflow-server")) as server:
         yield server
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory in memory where there is one, no fsync, and receivers found once: for tests that start thousands."""
+    from tb_help import without_fsync
+
+    from spoolagent.serving import registry
+
+    monkeypatch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+    home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
+    with tempfile.TemporaryDirectory(dir=home) as path, without_fsync():
+        yield path

@@ -1,42 +1,35 @@
-"""A file cut at every byte, and a bit flipped at every byte: through the worker, the shipper, the cursor store, a target.
+"""A file cut at every byte, and a bit flipped at every byte: through the worker, the shipper, the commands, a target.
 
 What is promised:
 
 - Segments and `pruned.json`, at home and shipped: every seq is applied once with the value it was issued with, or on
   record as lost, or still to come; never two of these, never another value. Bad bytes are in quarantine. Other streams
   are not delayed.
-- The cursor database: what is damaged is noticed when a worker starts (SQLite's own integrity check, and our checksums
-  over every row). Then nothing is delivered, one line names the file and the next step, `status` says the same, and
-  with the database put back everything arrives once. The end of the write-ahead log may be cut or damaged without
-  being noticed: that is an older committed state, and what is delivered again has no second effect in the memory,
-  JSON lines and TensorBoard receivers.
 - A target's file that somebody cut below the length that we know: what comes later goes to a later-named file, whole.
   What was cut is not delivered again: `verify` and the tracker's own reader tell. A flipped bit in what was delivered
   is not looked for: the file goes on with the same bytes as without the damage.
 
-All positions with SPOOLAGENT_EVERY_BYTE=1; else every position of the small files and a sample of the large ones.
+The cursor database is in `test_cursor_bytes.py`; here is what the commands say of a damaged one. All positions with
+SPOOLAGENT_EVERY_BYTE=1; else every position of the small files and a sample of the large ones.
 """
 
 import contextlib
-import copy
 import json
 import os
 import shutil
 import sqlite3
-import tempfile
 
 import pytest
 import shipping_help
 from cli_help import forked
+from damage_help import EVERY, damages, flip, in_slices, read, sampled, write
 from plain_reader import read_stream
 from report_facts import counted
-from sizes import EVERY_BYTE as EVERY
 from spool_help import make_writer, write_metrics
-from tb_help import event_files, records, without_fsync
-from test_worker import Agent, Crash, simple
+from tb_help import event_files, records
+from test_worker import Agent, simple
 from wandb_help import read_records, rows_of
 
-from spoolagent.errors import SpoolError
 from spoolagent.format import layout
 from spoolagent.format.ends import DeathWatch, end_dead_stream
 from spoolagent.format.header import read_segment_header
@@ -51,42 +44,6 @@ from spoolagent.serving.store import Store, target_dir
 from spoolagent.testing import MemoryReceiver
 
 pytestmark = pytest.mark.bytes
-
-
-@pytest.fixture
-def place(tmp_path):
-    """A directory in memory where there is one: these tests make thousands of commits."""
-    home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
-    with tempfile.TemporaryDirectory(dir=home) as path, without_fsync():
-        yield path
-
-
-def read(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def write(path, data):
-    with open(path, "wb") as file:
-        file.write(data)
-
-
-def sampled(size, step):
-    """Every position, or one in each `step`, at a place that moves."""
-    return (
-        range(size)
-        if EVERY
-        else sorted({min(at + at // step % step, size - 1) for at in range(0, size, step)})
-    )
-
-
-def damages(whole, step=1):
-    """(kind, position, bytes): cut there, and with one bit of that byte flipped."""
-    for at in sampled(len(whole), step):
-        yield "cut", at, whole[:at]
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << ((at * 5 + at // 8) % 8)
-        yield "flipped", at, bytes(flipped)
 
 
 # -- segments and pruned.json, through the worker and the shipper --------------------------------------------------
@@ -161,13 +118,14 @@ class Patient(Agent):
         super().wait(3600.0)
 
 
-def test_a_segment_through_the_worker(place):
+@in_slices
+def test_a_segment_through_the_worker(place, part):
     hurt = Hurt(place)
     assert len(hurt.segments) >= 3
     seen = {"lost": 0, "waited": 0, "bad": 0}
     for path in hurt.segments:
         whole, is_last = read(path), path == hurt.segments[-1]
-        for kind, at, damaged in counted("a segment, through the worker", damages(whole, 11)):
+        for kind, at, damaged in counted("a segment, through the worker", damages(whole, 11, part)):
             hurt.forget()
             write(path, damaged)
             receiver, why = MemoryReceiver(), (os.path.basename(path), kind, at)
@@ -198,12 +156,13 @@ def test_a_segment_through_the_worker(place):
     assert all(seen.values()), seen
 
 
-def test_a_segment_that_was_cut_is_ended_and_counted(place):
+@in_slices
+def test_a_segment_that_was_cut_is_ended_and_counted(place, part):
     """The last segment of a closed stream, cut: the agent at home ends it, and all that is whole is delivered."""
     hurt = Hurt(place)
     path = hurt.segments[-1]
     whole = read(path)
-    for at in counted("a last segment that was cut", sampled(len(whole), 9)):
+    for at in counted("a last segment that was cut", sampled(len(whole), 9, part)):
         hurt.forget()
         write(path, whole[:at])
         end_dead_stream(hurt.folder, DeathWatch())
@@ -215,13 +174,14 @@ def test_a_segment_that_was_cut_is_ended_and_counted(place):
         assert lines == 0 or len(receiver.events[hurt.key]) >= min(hurt.issued) + lines - 2
 
 
-def test_a_segment_through_ship(place):
+@in_slices
+def test_a_segment_through_ship(place, part):
     home, away = os.path.join(place, "home"), os.path.join(place, "away")
     hurt = Hurt(home)
     refused = 0
     for path in hurt.segments:
         whole = read(path)
-        for kind, at, damaged in counted("a segment, through ship", damages(whole, 131)):
+        for kind, at, damaged in counted("a segment, through ship", damages(whole, 131, part)):
             hurt.forget()
             shutil.rmtree(away, ignore_errors=True)
             write(path, damaged)
@@ -270,249 +230,7 @@ def test_any_damage_to_pruned_json(place):
             assert [*lost, *waits][: second - 1] == list(range(1, second)), (kind, at)
 
 
-# -- the cursor database -------------------------------------------------------------------------------------------
-
-
-class Dying:
-    """A receiver whose process is killed in its nth delivery, when the batch is in the tracker."""
-
-    def __init__(self, inner, at, then):
-        self.inner, self.at, self.then = inner, at, then
-        self.identity = inner.identity
-        self.open, self.close, self.set_status = inner.open, inner.close, inner.set_status
-
-    def deliver(self, batch):
-        done = self.inner.deliver(batch)
-        self.at -= 1
-        if self.at == 0:
-            self.then()
-            raise Crash
-        return done
-
-
-class Memory:
-    """The memory receiver as a target that outlives its worker."""
-
-    def __init__(self, place):
-        self.receiver = MemoryReceiver()
-
-    def make(self):
-        return self.receiver
-
-    def keep(self):
-        self.kept = copy.deepcopy((self.receiver.events, self.receiver.order, self.receiver.statuses))
-
-    def put_back(self):
-        events, order, statuses = copy.deepcopy(self.kept)
-        self.receiver.events, self.receiver.order, self.receiver.statuses = events, order, statuses
-
-    def content(self):
-        events = {key: {seq: e.data for seq, e in held.items()} for key, held in self.receiver.events.items()}
-        return copy.deepcopy((events, self.receiver.order))
-
-
-class Files:
-    """A target that is a directory."""
-
-    kind = ""
-
-    def __init__(self, place):
-        self.path = os.path.join(place, "target")
-        os.makedirs(self.path)
-
-    def make(self):
-        return load_receiver(f"{self.kind}:{self.path}", {})
-
-    def keep(self):
-        shutil.copytree(self.path, self.path + ".kept")
-
-    def put_back(self):
-        shutil.rmtree(self.path, ignore_errors=True)
-        shutil.copytree(self.path + ".kept", self.path)
-
-    def content(self):
-        found = {}
-        for folder, below, names in os.walk(self.path):
-            below[:] = [name for name in below if name != ".spoolagent"]  # the mirror
-            found.update({os.path.join(folder, name): read(os.path.join(folder, name)) for name in names})
-        return found
-
-
-class TensorBoard(Files):
-    kind = "tensorboard"
-
-
-class Jsonl(Files):
-    kind = "jsonl"
-
-    def make(self):
-        return load_receiver(f"jsonl:{self.path}/events.jsonl", {})
-
-
-class Interrupted:
-    """A spool half delivered: cursors and target as a kill left them, to be put back as often as one likes."""
-
-    def __init__(self, place, target, log):
-        self.spool, self.target = os.path.join(place, "spool"), target
-        self.agent = os.path.join(self.spool, ".agent")
-        simple(self.spool, count=8)
-        identity = target.make().identity
-        self.folder = target_dir(self.spool, identity)
-        self.database = os.path.join(self.folder, "state.sqlite")
-        with contextlib.suppress(Crash):
-            self.run(Dying(target.make(), 3, self.keep if log else lambda: None))
-        if not log:
-            self.keep()
-        self.put_back()
-        self.run(target.make())
-        self.want, self.applied = target.content(), self.delivered()
-        assert self.applied == 10
-        self.put_back()
-
-    def keep(self):
-        shutil.copytree(self.agent, self.agent + ".kept")
-        self.target.keep()
-
-    def put_back(self):
-        shutil.rmtree(self.agent, ignore_errors=True)
-        shutil.copytree(self.agent + ".kept", self.agent)
-        self.target.put_back()
-
-    def run(self, receiver):
-        Agent(self.spool, receiver, max_events=2).run()
-        receiver.close()
-
-    def delivered(self):
-        (status,) = read_status(self.spool)
-        return status.applied
-
-    def try_with(self, name, damaged, why):
-        """Works with a damaged file. True when it was noticed: then the mirror took over, and nobody had to come."""
-        self.put_back()
-        write(self.database + name, damaged)
-        self.run(self.target.make())
-        assert self.target.content() == self.want, f"{why}: lost, or delivered twice"
-        assert self.delivered() == self.applied, why
-        (status,) = read_status(self.spool)
-        assert not status.error, (why, status)
-        return "its mirror has taken its place" in status.recovered
-
-    def without_mirror(self, damaged, why):
-        """Both are damaged: nothing is delivered, and one line says what to do."""
-        self.put_back()
-        mirror = os.path.join(self.folder, "state.mirror")
-        for path in (self.database, mirror):
-            write(path, damaged)
-            for side in ("-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path + side)
-        before = self.target.content()
-        with pytest.raises(SpoolError) as caught:
-            self.run(self.target.make())
-        said = str(caught.value)
-        assert self.database in said and "ut a backup" in said and "\n" not in said, (why, said)
-        assert self.target.content() == before, f"{why}: something was delivered"
-        (status,) = read_status(self.spool)
-        assert status.state == "damaged", (why, said, status)
-
-
-def step_of(target, memory, files):
-    """How far apart the positions are. With SPOOLAGENT_EVERY_BYTE: all for the memory receiver, a dense sample for files."""
-    if EVERY:
-        return 1 if target is Memory else memory
-    return memory if target is Memory else files
-
-
-def positions(whole, step):
-    """Of a database: page headers and used bytes densely, unused ones now and then."""
-    if step == 1:
-        return range(len(whole))
-    used = [at for at in range(len(whole)) if whole[at] or at % 4096 < 16]
-    idle = [at for at in range(0, len(whole), 997) if not whole[at]]
-    return sorted({*range(100), *used[::step], *idle})
-
-
-def flip(whole, at, bit=None):
-    changed = bytearray(whole)
-    changed[at] ^= 1 << ((at * 5 + at // 8) % 8 if bit is None else bit)
-    return bytes(changed)
-
-
-@pytest.mark.parametrize("target", [Memory, Jsonl, TensorBoard])
-def test_a_flipped_bit_in_the_cursor_database(place, target):
-    case = Interrupted(place, target(place), log=False)
-    whole = read(case.database)
-    noticed, silent = 0, []
-    for number, at in enumerate(positions(whole, step_of(target, 17, 151))):
-        if case.try_with("", flip(whole, at), at):
-            noticed += 1
-            if number % 40 == 0:
-                case.without_mirror(flip(whole, at), at)
-        else:
-            silent.append(at)
-    # Bytes that mean nothing: counters of the file's header, unused space, lengths of free blocks, sequence numbers.
-    used = [at for at in silent if at >= 100 and whole[at]]
-    assert noticed > 9 * len(used), (noticed, [(at // 4096, at % 4096) for at in used])
-
-
-@pytest.mark.parametrize("target", [Memory, Jsonl, TensorBoard])
-def test_the_cursor_database_cut(place, target):
-    case = Interrupted(place, target(place), log=False)
-    whole = read(case.database)
-    step = step_of(target, 97, 997)
-    last = len(whole) - 4096
-    ends = (
-        range(len(whole))
-        if step == 1
-        else sorted(
-            {
-                0,
-                1,
-                15,
-                16,
-                99,
-                100,
-                511,
-                512,
-                *range(0, 4096, step),
-                *range(4096, last, 4096),
-                *range(last, len(whole), step),
-            }
-        )
-    )
-    for number, at in enumerate(ends):
-        assert case.try_with("", whole[:at], at), f"cut at {at}, unnoticed"
-        if number % 40 == 0:
-            case.without_mirror(whole[:at], at)
-
-
-@pytest.mark.parametrize("target", [Memory, Jsonl, TensorBoard])
-def test_the_log_of_the_cursor_database(place, target):
-    case = Interrupted(place, target(place), log=True)
-    log = read(case.database + "-wal")
-    assert len(log) > 4096
-    step = step_of(target, 499, 2999)
-    frames = {
-        32 + n * 4120 + byte
-        for n in range(len(log) // 4120)
-        for byte in ((0, 4, 8, 16, 23, 24) if target is Memory else (5, 20))
-    }
-    ends = sorted({*range(0, 32, 3), *frames, *range(0, len(log), step)})
-    for at in ends:
-        case.try_with("-wal", log[:at], ("cut", at))
-        case.try_with("-wal", flip(log, at), ("flipped", at))
-    case.put_back()
-    os.unlink(case.database + "-wal")  # all of it
-    case.run(case.target.make())
-    assert case.target.content() == case.want
-
-
-def test_the_database_beside_its_log(place):
-    """A page of the database damaged while the log holds later ones: used right, or noticed."""
-    case = Interrupted(place, Jsonl(place), log=True)
-    whole = read(case.database)
-    for at in positions(whole, 17 if EVERY else 519):
-        case.try_with("", flip(whole, at), at)
+# -- the cursor database, in the commands ----------------------------------------------------------------------------
 
 
 def test_a_log_that_lost_its_end_after_it_was_copied_into_the_database(place):
@@ -712,29 +430,31 @@ def scalars(path):
     ]
 
 
-def test_a_damaged_event_file(place):
+@in_slices
+def test_a_damaged_event_file(place, part):
     half = Half(place, "tensorboard", "tfevents")
     later = [(step, "loss", step / 8) for step in range(6, 12)]
-    for at in counted("an event file, cut", sampled(len(half.half), 7)):
+    for at in counted("an event file, cut", sampled(len(half.half), 7, part)):
         files = half.after(half.half[:at])
         assert files[0] == half.file and len(files) == 2, at
         assert read(half.file) == half.half[:at], "what is there is left alone"
         assert event_files(os.path.dirname(half.file)) == files, "the new one comes later"
         assert scalars(files[1]) == later
-    for at in counted("an event file, flipped", sampled(len(half.half), 23)):
+    for at in counted("an event file, flipped", sampled(len(half.half), 23, part)):
         assert half.after(flip(half.half, at)) == [half.file]
         assert read(half.file) == flip(half.whole, at)
 
 
-def test_a_damaged_wandb_log(place):
+@in_slices
+def test_a_damaged_wandb_log(place, part):
     half = Half(place, "wandb:offline", ".wandb")
     first = half.file
-    for at in counted("a .wandb log, cut", sampled(len(half.half), 31)):
+    for at in counted("a .wandb log, cut", sampled(len(half.half), 31, part)):
         files = [path for path in half.after(half.half[:at]) if path != first]
         assert read(first) == half.half[:at], "what is there is left alone"
         assert len(files) == 1, (at, files)
         rows = [(row["_step"], row["loss"]) for row in rows_of(read_records(files[0])) if "loss" in row]
         assert rows == [(step, step / 8) for step in range(5, 12)], (at, rows)  # 5 was open yet
-    for at in counted("a .wandb log, flipped", sampled(len(half.half), 97)):
+    for at in counted("a .wandb log, flipped", sampled(len(half.half), 97, part)):
         assert half.after(flip(half.half, at)) == [first]
         assert read(first) == flip(half.whole, at)

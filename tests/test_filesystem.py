@@ -2,9 +2,10 @@
 
 How much the measuring tests take comes from SPOOLAGENT_WAITING (10^6 events), SPOOLAGENT_STREAMS (10^4),
 SPOOLAGENT_FINISHED (2,000 streams) and SPOOLAGENT_IDLE (12 s). `python tests/torture.py --only figures` takes
-10^7, 10^4, 10^5 and 60.
+10^7, 10^4, 10^5 and 40.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from spool_help import clean_env, make_writer, streams, until, write_metrics
 
 from spoolagent.format import layout, stream
 from spoolagent.format.ends import read_end
-from spoolagent.format.lines import encode_line
+from spoolagent.format.lines import decode_line, encode_line
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.serving.registry import load_receiver
 from spoolagent.serving.store import open_store
@@ -458,27 +459,48 @@ MAKER = """
 import os, sys
 os.fsync = os.fdatasync = lambda fd: None  # only to be quick: what is measured comes later
 sys.path.insert(0, sys.argv[3])
-from spool_help import clean_env, make_writer, streams, until, write_metrics
-from spoolagent.format import keeper
-keeper.keep = lambda item: None
+from spool_help import make_writer, write_metrics
+from test_filesystem import many_streams
 spool, what = sys.argv[1], sys.argv[2]
-if what.startswith("events="):
+kind, _, count = what.partition("=")
+if kind == "events":
     writer = make_writer(spool, durability="process")
-    write_metrics(writer, int(what[7:]))
+    write_metrics(writer, int(count))
     writer.append("run_end", {"status": "finished", "exit_code": 0})
     writer.close()
 else:
-    kind, _, count = what.partition("=")
-    for number in range(int(count)):
-        writer = make_writer(spool, site=f"site-{number % 20}", run=f"run-{number // 20}", durability="process")
-        write_metrics(writer, 2)
-        if number % 2 or kind == "finished":
-            writer.append("run_end", {"status": "finished", "exit_code": 0})
-            writer.close()
-        else:
-            os.close(writer._segment.fd)
-            writer._live.release()
+    many_streams(spool, int(count), half_open=kind == "streams")
 """
+
+
+def many_streams(spool, count, *, half_open):
+    """A hundred thousand writers would take very long: each looks at the names of all runs of its site.
+
+    One of them writes a stream; the others are the same with another name in the header, and in the seal another hash.
+    """
+    create_spool(spool)
+    with tempfile.TemporaryDirectory() as other:
+        folder = finished_run(other, count=2)
+        (name,) = (name for name in os.listdir(folder) if name.endswith(layout.SEGMENT_SUFFIX))
+        with open(os.path.join(folder, name), "rb") as file:
+            header, *events, seal = file.read().splitlines(keepends=True)
+    for number in range(count):
+        key = layout.StreamKey(f"site-{number % 20}", f"run-{number // 20}", f"w{number:014}")
+        lines = [again(header, run=key.run, writer=key.writer), *events[:-1]]
+        if number % 2 or not half_open:
+            lines.append(events[-1])
+            lines.append(again(seal, sha256=hashlib.sha256(b"".join(lines)).hexdigest()))
+        os.makedirs(layout.stream_dir(spool, key), mode=layout.DIR_MODE)
+        with open(os.path.join(layout.stream_dir(spool, key), name), "wb") as file:
+            file.writelines(lines)
+
+
+def again(line, **changes):
+    """A line with some other values."""
+    value = {**decode_line(line[:-1]), **changes}
+    del value["crc"]
+    return encode_line(value)
+
 
 DRAIN = """
 import os, sys
