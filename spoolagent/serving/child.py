@@ -26,6 +26,7 @@ from spoolagent.serving.store import Store
 from spoolagent.serving.sums import Damaged
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
+from spoolagent.stopping import leave_to_parent
 from spoolagent.watching import Watcher
 
 _HARD_STOP_S = 25.0
@@ -269,12 +270,12 @@ def main() -> int:
             except OSError:
                 return  # the supervisor is gone; standard input says so, too
 
+    leave_to_parent()
     line = read_line()
     if not line.endswith(b"\n"):
         return 0  # the supervisor was killed before it said what to do
     job = decode_job(line)
     child = Child(job, say)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, child.stop)
     child.listen()
     try:
