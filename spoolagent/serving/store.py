@@ -26,6 +26,7 @@ from spoolagent.serving import sums
 from spoolagent.serving.changes import Commit, Letter, Named, StreamFacts, Transaction
 from spoolagent.serving.database import MADE, NAME, Change, transact
 from spoolagent.serving.mirror import open_both
+from spoolagent.serving.place import LOCK, Place, check_folder
 
 
 class Cursor(NamedTuple):
@@ -58,13 +59,15 @@ def target_dir(spool: str, identity: str) -> str:
 class Store:
     """The database of one receiver target, exclusively locked while open.
 
-    Raises Locked when another process has it open, Damaged when neither it nor its mirror is what was written.
+    Raises Locked when another process has it open, Damaged when neither it nor its mirror is what was written, InTheWay
+    when something else is in their place. A commit raises Moved when they are not at their paths any more.
     """
 
     def __init__(self, spool: str, identity: str) -> None:
         self.folder = target_dir(spool, identity)
+        check_folder(self.folder)
         make_dirs(self.folder)
-        self._lock = FileLock(os.path.join(self.folder, "lock"), mode=0o600)
+        self._lock = FileLock(os.path.join(self.folder, LOCK), mode=0o600)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -76,6 +79,7 @@ class Store:
         try:
             self._db, self._mirror, self.news = open_both(self.folder)  # news: for the worker to report
             try:
+                self._place = Place([os.path.join(self.folder, LOCK), self.path])
                 self._prepare(identity)
             except BaseException:
                 self._close_both()
@@ -91,6 +95,10 @@ class Store:
             with contextlib.suppress(OSError):  # a full disk: the next start tries again
                 os.close(os.open(self.path + MADE, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
                 fsync_dir(self.folder)
+
+    def check_place(self) -> None:
+        """Raises Moved when the database or its lock is not what is at its path any more."""
+        self._place.check()
 
     def close(self) -> None:
         """Releases the database and its lock."""
@@ -243,6 +251,7 @@ class Store:
 
     def _change(self, change: Change[None]) -> None:
         """One transaction: in the database, and when it is on disk, in the mirror."""
+        self.check_place()
         try:
             transact(self._db, self.path, change)
         except sqlite3.OperationalError as error:

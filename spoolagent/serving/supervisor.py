@@ -209,7 +209,7 @@ def serve(settings: ServeSettings, *, stop: Stop | None = None, report: Report =
     undertaker = Undertaker(spool, stale_after_s=settings.agent.stale_after_s, report=report)
     with stop_on_signals(stop):
         for process in processes:
-            process.start()
+            _keep_alive(process)
         report(f"serving {spool.path} to {', '.join(p.name for p in processes)} (pid {os.getpid()})")
         notify("READY=1")
         sweep_at = 0.0
@@ -234,7 +234,7 @@ def _keep_alive(process: WorkerProcess) -> None:
     now = time.monotonic()
     if process.process is None:
         if now >= process.restart_at:
-            process.start()
+            _start(process, now)
         return
     code = process.poll()
     if code is None:
@@ -243,9 +243,28 @@ def _keep_alive(process: WorkerProcess) -> None:
         process.backoff.succeeded()
     wait_s = process.backoff.failed()
     process.restart_at = now + wait_s
+    process.report(f"{process.name}: its worker {_how(process, code)}; restarting in {wait_s:.1f} s")
+
+
+def _start(process: WorkerProcess, now: float) -> None:
+    """The machine may have no process, memory or descriptor left: that is no reason to end the others."""
+    try:
+        process.start()
+    except OSError as error:
+        wait_s = process.backoff.failed()
+        process.restart_at = now + wait_s
+        why = error.strerror or error
+        process.report(
+            f"{process.name}: its worker cannot be started ({why}); trying again in {wait_s:.1f} s"
+        )
+
+
+def _how(process: WorkerProcess, code: int) -> str:
+    """How a worker ended, and why, as far as it said."""
     how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-    why = f" ({process.failed})" if process.failed else ""
-    process.report(f"{process.name}: its worker {how}{why}; restarting in {wait_s:.1f} s")
+    if process.failed:
+        return f"{how} ({process.failed})"
+    return f"{how} (a library ended it: its own words are above)" if code > 0 else how
 
 
 def _stop_all(processes: list[WorkerProcess]) -> None:
@@ -307,7 +326,8 @@ def _wait_ready(processes: list[WorkerProcess], stop: Stop) -> None:
             code = process.poll()
             if code is not None and not process.ready.is_set():
                 error = SpoolError(
-                    process.failed or f"{process.name}: its worker ended with code {code} before it began"
+                    process.failed
+                    or f"{process.name}: its worker {_how(process, code)} before it began; run the replay again"
                 )
                 error.exit_code = code if code in (1, 2, 3) else 1
                 raise error
