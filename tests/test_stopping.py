@@ -14,6 +14,7 @@ from spool_help import clean_env, make_writer, until, write_metrics
 from test_stuck import events_in, with_missing_blob
 from test_worker import simple
 
+from spoolagent.cli import progress
 from spoolagent.serving.status import read_status
 from spoolagent.shipping.report import ShipReport
 from spoolagent.stopping import Stop
@@ -136,3 +137,12 @@ def test_a_terminal_that_is_closed(verb, tmp_path):
 
 def test_who_was_stopped_without_a_signal_counts_as_terminated():
     assert Stop().exit_code == 143
+
+
+def test_progress_that_is_none_is_not_told_again(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    with progress.EventProgress() as told:
+        for count in (3, 3, 3, 4, 4):
+            told({"jsonl": count})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"spoolagent: jsonl: {count} events so far" for count in (3, 4)]

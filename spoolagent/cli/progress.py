@@ -94,6 +94,7 @@ class EventProgress(_Shown):
         self._line_at = time.monotonic() + _LINE_EVERY_S
         self._bar = None
         self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, int] = {}
         if sys.stderr.isatty():
             columns = (
                 SpinnerColumn(),
@@ -114,6 +115,7 @@ class EventProgress(_Shown):
                 if name not in self._tasks:
                     self._tasks[name] = self._bar.add_task(name, total=None)
                 self._bar.update(self._tasks[name], completed=events)
-        elif time.monotonic() >= self._line_at:
+        elif delivered != self._told and time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + _LINE_EVERY_S
+            self._told = dict(delivered)
             note(", ".join(f"{name}: {events} events so far" for name, events in delivered.items()))

@@ -281,9 +281,9 @@ class Worker:
             return False
         if task.key in self._visitors or self._comes_later(task):
             return False
-        missing = task.missing_blob()
+        missing = task.missing_blob(lambda: self._activity.begin("checking a blob of", task.key))
         if missing is not None:
-            task.state, task.note = "blocked", f"blob {missing} has not arrived"
+            task.state, task.note = "blocked", missing
             return False
         return self._deliver(task)
 

@@ -124,6 +124,16 @@ class DirectoryTarget:
         with self._root() as root:
             again.answer(root, key)
 
+    def asked_blobs(self) -> list[tuple[str, str]]:
+        """See `Target.asked_blobs`."""
+        with self._root() as root:
+            return list(again.asked_blobs(root))
+
+    def answer_blob(self, site: str, sha256: str) -> None:
+        """See `Target.answer_blob`."""
+        with self._root() as root:
+            again.answer_blob(root, site, sha256)
+
     @contextlib.contextmanager
     def stream(self, key: StreamKey) -> Iterator["DirectoryCopy"]:
         """See `Target.stream`. One lock file serves several runs, so that their number stays bounded."""
@@ -158,7 +168,7 @@ class DirectoryTarget:
         check_case("writer", os.path.join(runs, key.run), key.writer)
 
     def has_blob(self, site: str, sha256: str, size: int) -> bool:
-        """See `Target.has_blob`. A blob appears only when it is whole, so its length is proof enough."""
+        """See `Target.has_blob`. A blob appears only when it is whole; who finds it damaged later asks for it."""
         with self._root() as root:
             try:
                 found = os.stat(layout.blob_path(root, site, sha256), follow_symlinks=False)
