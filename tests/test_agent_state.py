@@ -3,18 +3,21 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from acceptance_help import agent, json_lines
 from cli_help import forked
-from spool_help import make_writer, until, write_metrics
+from spool_help import make_writer, python, streams, until, write_metrics
 from test_stuck import Serving, events_in
 from test_worker import Agent, simple
 
+from spoolagent.format.spool import open_spool
 from spoolagent.serving.place import Moved
 from spoolagent.serving.status import read_status
 from spoolagent.serving.store import target_dir
 from spoolagent.testing import MemoryReceiver
+from spoolagent.undertaker import Undertaker
 
 
 def seqs(path):
@@ -97,6 +100,21 @@ def test_serve_comes_through_a_spool_that_is_moved_away_and_back(tmp_path):
         until(lambda: len(seqs(out)) == 24, what="the rest")
         serve.stop()
     assert len(set(seqs(out))) == len(seqs(out)) == 24
+
+
+def test_another_spool_in_the_place_of_the_first(tmp_path):
+    """Its dead writers are its own agent's to bury: this one's, now."""
+    spool = tmp_path / "spool"
+    simple(spool, count=1)
+    undertaker = Undertaker(open_spool(str(spool)), stale_after_s=60.0)
+    undertaker.sweep()
+    os.rename(spool, tmp_path / "first")
+    undertaker.sweep()
+    code = "import os, sys; from spool_help import *; write_metrics(make_writer(sys.argv[1]), 5); os._exit(9)"
+    process = python(code, spool, PYTHONPATH=os.pathsep.join(sys.path))
+    assert process.wait(60) == 9
+    undertaker.sweep()
+    assert [how for _, how in streams(spool).values()] == ["dead"]
 
 
 # -- something else in their place -------------------------------------------------------------------------------
