@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spoolagent.contract import Batch, Options, Outcome, RunEnd, State
-from spoolagent.errors import Refused, SpoolError, Unreachable, UsageError
+from spoolagent.errors import Refused, SpoolError, Unreachable, UsageError, cannot_import
 from spoolagent.format.names import is_legal
 from spoolagent.receivers.mlflow_calls import Calls, guarded, prepare_environment
 from spoolagent.receivers.mlflow_events import make_plan
@@ -240,7 +240,7 @@ def _prepare_database(uri: str, timeout_s: int) -> str:
     try:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     except ImportError as error:
-        raise UsageError(f"mlflow is not installed ({error}): pip install 'spoolagent[mlflow]'") from error
+        raise cannot_import("mlflow", error, "mlflow") from error
     # its tables, and an experiment "Default" whose files lie beside it
     guarded("creating the database", lambda: SqlAlchemyStore(uri, artifacts))
     return artifacts

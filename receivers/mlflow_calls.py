@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from spoolagent.errors import Unreachable, UsageError
+from spoolagent.errors import Unreachable, cannot_import
 from spoolagent.receivers.mlflow_errors import AlreadyThere, NotThere, reason, translate, without_credentials
 from spoolagent.receivers.mlflow_plan import Plan, Point
 
@@ -55,9 +55,7 @@ class Calls:
             import mlflow.entities
             from mlflow import MlflowClient
         except ImportError as error:
-            raise UsageError(
-                f"mlflow is not installed ({error}): pip install 'spoolagent[mlflow]'"
-            ) from error
+            raise cannot_import("mlflow", error, "mlflow") from error
         self._entities = mlflow.entities
         self._uri, self._timeout_s = uri, timeout_s
         self._client = guarded("opening", lambda: MlflowClient(tracking_uri=uri))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spoolagent.errors import UsageError
+from spoolagent.errors import cannot_import
 from spoolagent.receivers.wandb_rows import Closed
 from spoolagent.receivers.wandb_summary import Definition
 
@@ -22,7 +22,7 @@ def proto() -> Any:
     try:
         from wandb.proto import wandb_internal_pb2
     except ImportError as error:
-        raise UsageError(f"wandb cannot be imported ({error}): pip install 'spoolagent[wandb]'") from error
+        raise cannot_import("wandb", error, "wandb") from error
     return wandb_internal_pb2
 
 

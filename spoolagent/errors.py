@@ -52,3 +52,15 @@ class Transient(SpoolError):
 
 class Refused(SpoolError):
     """The tracker refuses something in this batch for good. The worker bisects down to the bad event."""
+
+
+def cannot_import(what: str, error: ImportError, extra: str) -> UsageError:
+    """The error for a library that a receiver needs: missing, or there and not to be loaded. `extra` is ours to install."""
+    if isinstance(error, ModuleNotFoundError):
+        return UsageError(f"{what} is not installed ({error}): pip install 'spoolagent[{extra}]'")
+    words = " ".join(str(error).split())  # numpy's own message has twenty lines, with the reason at the end
+    why = words.rpartition("Original error was: ")[2][:300]
+    return UsageError(
+        f"{what} cannot be loaded ({why}): raise the memory limit (MemoryMax= of the service, ulimit -v) if there is one;"
+        f" else install it again: pip install --force-reinstall 'spoolagent[{extra}]'"
+    )

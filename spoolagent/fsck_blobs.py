@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from spoolagent import again
 from spoolagent.format.blobs import check_blob
 from spoolagent.format.layout import blob_dir, blob_path
 from spoolagent.format.plain import plain_size
@@ -91,11 +92,12 @@ class BlobCheck:
         fine = check_blob(path, sha256)
         self._progress(size)
         if not fine:
+            again.ask_blob(self._spool, site, sha256)
             yield Finding(
                 severity="error",
                 path=path,
                 message="its content does not match its name",
-                next_step="copy it again from where the site keeps it; what names it cannot be delivered until then",
+                next_step="ship the site's spool again, or copy the blob from it; what names it cannot be delivered until then",
             )
             return
         row = self._db.execute(
@@ -118,6 +120,7 @@ class BlobCheck:
     def _missing(self, site: str) -> Iterator[Finding]:
         query = "SELECT sha256, path, place FROM named WHERE site = ? AND found = 0"
         for sha256, path, place in self._db.execute(query, (site,)):
+            again.ask_blob(self._spool, site, sha256)
             yield Finding(
                 severity="error",
                 path=blob_path(self._spool, site, sha256),

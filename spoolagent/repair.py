@@ -171,6 +171,7 @@ class _Leftovers:
 def _is_in_use(entry: "os.DirEntry[str]") -> bool:
     """True when the process that a temporary name tells may still be writing."""
     if entry.is_dir(follow_symlinks=False):
-        return live.is_locked(entry.path) or not os.path.exists(os.path.join(entry.path, LIVE_FILE))
+        is_locked = live.is_locked(entry.path)  # None: nobody can tell
+        return is_locked is not False or not os.path.exists(os.path.join(entry.path, LIVE_FILE))
     pid = _PID.fullmatch(entry.name)
     return pid is None or os.path.exists(f"/proc/{pid[1]}")

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from spoolagent import again
 from spoolagent.format import durable
 from spoolagent.format.blobs import check_blob
 from spoolagent.format.layout import blob_path
@@ -22,6 +23,7 @@ def move_damaged(spool: str, site: str, path: str) -> Iterator[Repair]:
             return
     except FileNotFoundError:
         return  # pruned just now
+    again.ask_blob(spool, site, sha256)
     yield Repair(
         path=path,
         message="its content does not match its name: moved to the quarantine",

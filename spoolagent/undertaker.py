@@ -1,17 +1,18 @@
 """Writes the `.end` of streams whose writers are dead, in the spool where they were born."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 
-from spoolagent.errors import FormatError
+from spoolagent.errors import FormatError, SpoolError
 from spoolagent.format import live
 from spoolagent.format.ends import DeathWatch, end_dead_stream, is_closed
 from spoolagent.format.header import read_header
 from spoolagent.format.layout import StreamKey, list_segments, segment_name, stream_dir
 from spoolagent.format.listing import Listing, RunListing
 from spoolagent.format.marks import Marks
-from spoolagent.format.spool import Spool
+from spoolagent.format.spool import Spool, open_spool
 
 _LOOK_AGAIN_S = 30.0
 """How often streams that got a `.end` are looked at: a writer that was suspended may have gone on."""
@@ -32,11 +33,13 @@ class Undertaker:
         report: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock, self._stale_after_s, self._report = clock, stale_after_s, report
+        self._begin(spool)
+
+    def _begin(self, spool: Spool) -> None:
         self._spool = spool
-        self._clock = clock
-        self._watch = DeathWatch(stale_after_s=stale_after_s, clock=clock)
+        self._watch = DeathWatch(stale_after_s=self._stale_after_s, clock=self._clock)
         self._listing = Listing(spool.path)
-        self._report = report
         self._done = Marks()
         """Streams that need no further look."""
         self._ended = Marks()
@@ -46,6 +49,10 @@ class Undertaker:
 
     def sweep(self) -> None:
         """Looks once at every stream that is still open and was born here."""
+        with contextlib.suppress(SpoolError):  # away, or damaged: what is there is looked at as before
+            spool = open_spool(self._spool.path)
+            if spool.uuid != self._spool.uuid:  # somebody put another one in its place
+                self._begin(spool)
         again = self._clock() >= self._look_again_at
         if again:
             self._look_again_at = self._clock() + _LOOK_AGAIN_S

@@ -8,9 +8,14 @@ import shipping_help as h
 
 from spoolagent import again
 from spoolagent.format import layout
+from spoolagent.format.blobs import put_bytes
+from spoolagent.format.layout import StreamKey
 from spoolagent.format.reader import START
 from spoolagent.format.spool import open_spool
+from spoolagent.format.stream import StreamWriter
 from spoolagent.fsck import fsck
+from spoolagent.repair import repair
+from spoolagent.serving import task as task_module
 from spoolagent.serving.changes import StreamFacts
 from spoolagent.serving.store import Store
 from spoolagent.serving.task import Task
@@ -273,3 +278,116 @@ def test_a_worker_loses_nothing_to_a_flipped_bit_while_its_shipper_is_at_work(so
     for key in keys:
         assert sorted(receiver.events[key]) == h.events_in(source, key)[0]
     assert h.shipped_files(target) == h.shipped_files(source)
+
+
+# -- blobs -------------------------------------------------------------------------------------------------------
+
+
+def with_blob(spool, content=b"pixels" * 500, run="run-1"):
+    """A finished run that names one blob; (its stream, the SHA-256)."""
+    writer = StreamWriter(str(spool), "site-1", run, lambda: {"api": "native"})
+    ref = put_bytes(str(spool), "site-1", content)
+    writer.append("text", {"key": "t", "blob": ref})
+    writer.close()
+    return StreamKey("site-1", run, writer.writer), ref["sha256"]
+
+
+def asked_file(target, sha256):
+    return os.path.join(target, ".agent", "again-blobs", "site-1", sha256)
+
+
+@pytest.mark.parametrize("how", ["fsck", "fsck --repair"])
+@pytest.mark.parametrize("what", ["flipped", "removed"])
+def test_a_bad_blob_is_shipped_again_once_fsck_has_found_it(source, target, how, what):
+    """Also by a shipper that has been running all the time: for it a blob of the right length is the right one."""
+    _, sha256 = with_blob(source)
+    path = layout.blob_path(target, "site-1", sha256)
+    with h.Following(source, target):
+        h.until(lambda: h.shipped_files(target) == h.shipped_files(source))
+        flip(path) if what == "flipped" else os.unlink(path)
+        if how == "fsck":
+            assert errors(target)
+        else:
+            assert list(repair(target)) or what == "removed"
+            list(fsck(target))
+        h.until(lambda: os.path.exists(path) and h.read(path) == b"pixels" * 500)
+        h.until(lambda: not os.path.exists(os.path.dirname(asked_file(target, sha256))))
+    assert errors(target) == []
+
+
+def test_a_worker_waits_for_a_damaged_blob_and_gets_it(source, target):
+    key, sha256 = with_blob(source)
+    h.ship_once(source, target)
+    path = layout.blob_path(target, "site-1", sha256)
+    flip(path)
+    said, receiver, hints = [], MemoryReceiver(), _Shipping(source, target)
+    hints.wait = lambda timeout_s: (said.extend(worker.blocked()), _Shipping.wait(hints, timeout_s))[1]
+    with Store(target, receiver.identity) as store:
+        receiver.open(store)
+        worker = Worker(
+            open_spool(target),
+            receiver,
+            store,
+            agent=AgentSettings(spool=target),
+            limits=ReceiverSettings(name="memory", spec="memory:", flush_interval_s=0.0),
+            hints=hints,
+            clock=lambda: hints.now,
+            should_stop=lambda: hints.rounds > 200,
+        )
+        worker.run(until_drained=True)
+        assert store.count("dead") == 0
+    assert (str(key), f"blob {sha256} is damaged") in said
+    assert sorted(receiver.events[key]) == h.events_in(source, key)[0]
+    assert h.read(path) == b"pixels" * 500
+    assert not os.path.exists(asked_file(target, sha256))
+
+
+def test_a_blob_that_the_source_cannot_better_is_asked_for_once(source, target, tmp_path):
+    _, sha256 = with_blob(source)
+    h.ship_once(source, target)
+    for spool in (source, target):
+        flip(layout.blob_path(spool, "site-1", sha256))
+    again.ask_blob(target, "site-1", sha256)
+    report = h.ship_once(source, target)
+    assert "its content does not match its name; it was not shipped" in report.errors[0]
+    assert not os.path.exists(asked_file(target, sha256))
+    other = str(tmp_path / "other")  # who has no such blob leaves the request to others
+    h.write_stream(other, 3, site="site-2")
+    again.ask_blob(target, "site-1", sha256)
+    assert h.ship_once(other, target).exit_code == 0
+    assert list(again.asked_blobs(target)) == [("site-1", sha256)]
+
+
+def test_a_large_blob_is_read_once_while_its_event_waits(source, target, monkeypatch):
+    key, sha256 = with_blob(source)
+    h.ship_once(source, target)
+    looked = []
+    monkeypatch.setattr(task_module, "check_blob", lambda path, name: looked.append(path) or True)
+    task = Task(
+        open_spool(target),
+        key,
+        START,
+        StreamFacts(),
+        agent=AgentSettings(spool=target),
+        limits=ReceiverSettings(name="memory", spec="memory:"),
+        clock=lambda: 1.0,
+    )
+    task.fill()
+    assert [task.missing_blob() for _ in range(5)] == [None] * 5
+    assert looked == [layout.blob_path(target, "site-1", sha256)]
+    os.utime(looked[0], ns=(1, 1))  # another one came in its place
+    assert task.missing_blob() is None
+    assert len(looked) == 2
+
+
+def test_a_link_in_a_blobs_way_stops_no_shipper(source, target, tmp_path):
+    _, sha256 = with_blob(source)
+    h.ship_once(source, target)
+    folder = os.path.dirname(layout.blob_path(target, "site-1", sha256))
+    os.rename(folder, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", folder)
+    again.ask_blob(target, "site-1", sha256)
+    key = h.write_stream(source, 30, run="run-2")
+    report = h.ship_once(source, target)
+    assert any("is a symbolic link at the target: remove it there" in error for error in report.errors)
+    assert h.events_in(target, key)[1] == "closed"

@@ -1,5 +1,6 @@
 """The hard schedules, with real writers, receivers and trackers: who sleeps too long, who comes back, who forgets."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,6 +19,7 @@ from spool_help import clean_env, make_writer, streams, until, write_metrics
 from spoolagent.errors import UsageError
 from spoolagent.format import layout, live
 from spoolagent.format.ends import DeathWatch, end_dead_stream, read_end
+from spoolagent.format.facts import run_facts
 from spoolagent.format.spool import create_spool, open_spool
 from spoolagent.serving.registry import load_receiver
 from spoolagent.undertaker import Undertaker
@@ -297,6 +299,36 @@ def test_a_lock_that_cannot_be_asked_is_no_evidence(tmp_path, monkeypatch, broke
             until(lambda renewed=renewed: training.live() != renewed, what="a renewed LIVE")
             clock.now += 50
             undertaker.sweep()
+        assert not has_end(training.dir)
+        training.kill()
+        sweep_until(undertaker, clock, lambda: has_end(training.dir), "the death")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_live_that_cannot_be_read_is_no_evidence(tmp_path, monkeypatch, number):
+    """However long that lasts, nobody ends the stream for it: neither the agent nor a shipper, nor says that it is dead."""
+    clock, said, real = h.Clock(), [], os.open
+
+    def refuse(path, *args, **kw):
+        if str(path).endswith("LIVE"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *args, **kw)
+
+    with Training(tmp_path) as training:
+        training.tell(20)
+        spool, watch = open_spool(str(tmp_path)), DeathWatch(stale_after_s=60.0, clock=clock)
+        undertaker = Undertaker(spool, stale_after_s=60.0, report=said.append, clock=clock)
+        monkeypatch.setattr(os, "open", refuse)
+        for _ in range(5):
+            clock.now += 50
+            undertaker.sweep()
+            assert not end_dead_stream(training.dir, watch)
+        (run,) = run_facts(str(tmp_path))
+        assert [stream.alive for stream in run.streams] == [None]
+        assert not has_end(training.dir)
+        assert len(said) == 1 and "cannot tell whether its writer lives" in said[0]
+        monkeypatch.setattr(os, "open", real)
+        undertaker.sweep()
         assert not has_end(training.dir)
         training.kill()
         sweep_until(undertaker, clock, lambda: has_end(training.dir), "the death")

@@ -1,10 +1,6 @@
 """`ship` and `serve`: the verbs that run as services."""
 
-import contextlib
 import os
-import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,15 +52,17 @@ def ship(
 ) -> int:
     """Copy a spool to another one, resumably.
 
-    Runs until it is stopped, or once. What the target has already is compared by hash.
+    Runs until it is stopped (Ctrl-C, SIGTERM, SIGHUP), or once. What the target has already is compared by hash.
     Exit code 1: something could not be shipped. 3: the target was away (with --once).
     """
     found = load(config, spool=spool, ship__to=to, agent__sweep_interval=sweep_interval, agent__poll=poll)
     settings = found.ship_settings(once=once)
     from spoolagent.notify import notify
     from spoolagent.shipping.shipper import ship as run
+    from spoolagent.stopping import Stop, stop_on_signals
 
-    with _stop_on_signals() as stop, ByteProgress("shipping", lambda: None) as progress:
+    stop = Stop()
+    with stop_on_signals(stop), ByteProgress("shipping", lambda: None) as progress:
 
         def tell(said: "Note") -> None:
             if said.kind == "shipped":
@@ -77,11 +75,15 @@ def ship(
         notify("READY=1")
         report = run(settings, stop=stop, report=tell)
         notify("STOPPING=1")
+    is_cut_short = once and stop.is_set()
+    code = stop.exit_code if is_cut_short else report.exit_code
     if as_json:
-        print_json({**asdict(report), "exit_code": report.exit_code})
+        print_json({**asdict(report), "exit_code": code})
     else:
         _summary(report, settings.target)
-    return report.exit_code
+    if is_cut_short:
+        note("interrupted: run it again, it goes on where it stopped")
+    return code
 
 
 def _summary(report: "ShipReport", target: str) -> None:
@@ -94,19 +96,6 @@ def _summary(report: "ShipReport", target: str) -> None:
         if found:
             line += f", {len(found)} {kind}"
     note(line)
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that what is begun is finished."""
-    stop = threading.Event()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    old = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @app.command(
@@ -126,7 +115,7 @@ def serve(
     sweep_interval: SweepOption = None,
     poll: PollOption = None,
 ) -> int:
-    """Watch a spool and deliver it to receivers until stopped.
+    """Watch a spool and deliver it to receivers until stopped (Ctrl-C, SIGTERM, SIGHUP).
 
     A receiver is tensorboard:LOGDIR, mlflow:TRACKING_URI, wandb:offline:DIR,
     jsonl:FILE, or a name from the configuration.

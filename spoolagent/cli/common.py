@@ -1,5 +1,6 @@
 """What the verbs share: options, consoles, JSON, and how times, sizes and foreign text are shown."""
 
+import contextlib
 import os
 import sys
 import time
@@ -49,9 +50,10 @@ def out() -> Console:
 
 
 def note(message: str) -> None:
-    """One line for a person, on standard error."""
-    sys.stderr.write(f"spoolagent: {clean(message)}\n")
-    sys.stderr.flush()
+    """One line for a person, on standard error; a terminal or pipe that is gone stops no agent."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"spoolagent: {clean(message)}\n")
+        sys.stderr.flush()
 
 
 def print_json(value: Any, *, line: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line now and then elsewhere. Always on standard error."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def _say(bar: Progress | None, line: str) -> None:
     if bar is None:
         note(line)
     else:
-        bar.console.print(Text(f"spoolagent: {clean(line)}"), soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal was closed
+            bar.console.print(Text(f"spoolagent: {clean(line)}"), soft_wrap=True)
 
 
 class _Shown:
@@ -46,7 +48,8 @@ class _Shown:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
 
 class ByteProgress(_Shown):
@@ -91,6 +94,7 @@ class EventProgress(_Shown):
         self._line_at = time.monotonic() + _LINE_EVERY_S
         self._bar = None
         self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, int] = {}
         if sys.stderr.isatty():
             columns = (
                 SpinnerColumn(),
@@ -111,6 +115,7 @@ class EventProgress(_Shown):
                 if name not in self._tasks:
                     self._tasks[name] = self._bar.add_task(name, total=None)
                 self._bar.update(self._tasks[name], completed=events)
-        elif time.monotonic() >= self._line_at:
+        elif delivered != self._told and time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + _LINE_EVERY_S
+            self._told = dict(delivered)
             note(", ".join(f"{name}: {events} events so far" for name, events in delivered.items()))

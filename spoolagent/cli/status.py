@@ -33,7 +33,7 @@ from spoolagent.serving.status import ReceiverStatus, read_status
 app = typer.Typer()
 
 _BEHIND_SHOWN = 10
-_BLOB = re.compile(r"blob ([0-9a-f]{64}) has not arrived")
+_BLOB = re.compile(r"blob ([0-9a-f]{64}) (?:has not arrived|is damaged)")
 _LONG_S = 10.0
 """A call that takes longer than this is worth a line."""
 
@@ -137,7 +137,7 @@ def _facts(receiver: ReceiverStatus, last: dict[StreamKey, int]) -> dict[str, An
 
 
 def _blob_in(reason: str) -> str | None:
-    """The hash of the missing blob for which a stream waits."""
+    """The hash of the missing or damaged blob for which a stream waits."""
     found = _BLOB.search(reason)
     return found[1] if found else None
 

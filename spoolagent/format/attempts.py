@@ -58,7 +58,10 @@ def _headers(spool: str, site: str, run: str) -> list[tuple[layout.StreamKey, He
 def _seems_alive(stream: str) -> bool:
     if live.is_held_here(stream):
         return True
-    owner, _ = live.read_owner(stream)
+    try:
+        owner, _ = live.read_owner(stream)
+    except OSError:  # it may
+        return True
     if owner is None:
         return False
     if (owner.host, owner.boot) == (live.host_name(), live.boot_id()):

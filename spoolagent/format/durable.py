@@ -52,6 +52,17 @@ def fault_point(operation: str, path: str) -> None:
         _fault(operation, path)
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Puts `path` into an OSError that names none: what the kernel says of a descriptor does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
 _sure: set[tuple[int, int]] = set()
 """Directories of which this process knows that their names are on disk, by device and inode."""
 _SURE_MOST = 100_000
@@ -103,7 +114,8 @@ def _is_ours(found: os.stat_result) -> bool:
 def fsync_fd(fd: int, path: str) -> None:
     """fdatasync: the bytes and the length of an open file are on disk."""
     fault_point("fsync", path)
-    os.fdatasync(fd)
+    with _naming(path):
+        os.fdatasync(fd)
 
 
 def fsync_dir(path: str) -> None:
@@ -111,7 +123,8 @@ def fsync_dir(path: str) -> None:
     fault_point("fsync", path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        with _naming(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -130,8 +143,9 @@ def write_all(fd: int, data: bytes, path: str) -> None:
     if _fault is not None:
         _write_point("write", path, fd, data)
     view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    with _naming(path):
+        while view:
+            view = view[os.write(fd, view) :]
 
 
 def write_file(path: str, data: bytes, *, exclusive: bool = False) -> None:
@@ -202,4 +216,5 @@ def unlink(path: str) -> None:
 def truncate(fd: int, length: int, path: str) -> None:
     """Cuts an open file back. Only a stream's own writer, and a shipper in its target, may do this."""
     fault_point("truncate", path)
-    os.ftruncate(fd, length)
+    with _naming(path):
+        os.ftruncate(fd, length)

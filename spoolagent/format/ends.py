@@ -109,10 +109,14 @@ class DeathWatch:
         """True when the writer of the stream (born in this spool) will not write again.
 
         A lock that seems free is believed once: after a void `.end` only a content that does not change any more counts.
+        A LIVE that cannot be read tells nothing: no writer dies of an error that its observer has.
         """
         if live.is_held_here(stream):
             return False
-        owner, raw = live.read_owner(stream)
+        try:
+            owner, raw = live.read_owner(stream)
+        except OSError:
+            return False
         at_home = owner is not None and (owner.host, owner.boot) == (live.host_name(), live.boot_id())
         locked = live.is_locked(stream) if at_home else None
         if locked is not None and (locked or not _outlived_an_end(stream)):
@@ -128,7 +132,10 @@ class DeathWatch:
 
     @staticmethod
     def is_surely_alive(stream: str) -> bool:
-        """True when a process of this machine holds the stream's LIVE and says that it is its writer: a quick look."""
+        """True when a process of this machine holds the stream's LIVE and says that it is its writer: a quick look.
+
+        Raises OSError when LIVE cannot be read.
+        """
         if live.is_held_here(stream):
             return True
         owner, _ = live.read_owner(stream)

@@ -265,7 +265,10 @@ def is_alive(folder: str, *, at_home: bool) -> bool | None:
     """
     if live.is_held_here(folder):
         return True  # to open LIVE here and close it again would free the lock
-    owner, raw = live.read_owner(folder)
+    try:
+        owner, raw = live.read_owner(folder)
+    except OSError:
+        return None
     if owner is None:
         return False if at_home and not raw else None
     if (owner.host, owner.boot) == (live.host_name(), live.boot_id()):

@@ -118,11 +118,14 @@ def is_there(stream: str) -> bool:
 
 
 def read_owner(stream: str) -> tuple[Owner | None, bytes]:
-    """Who owns the stream's LIVE and its raw content; (None, b"") when there is none."""
+    """Who owns the stream's LIVE and its raw content; (None, b"") when there is none.
+
+    Raises OSError when it cannot be read (no descriptor left, no permission, a disk that fails): then nobody knows.
+    """
     try:
         with open_plain(os.path.join(stream, LIVE_FILE)) as file:
             raw = file.read(4096)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, b""
     try:
         value = orjson.loads(raw)

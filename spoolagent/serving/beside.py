@@ -22,7 +22,7 @@ FOLDER = ".spoolagent"
 """In the target's folder; a name that no tracker's reader looks at."""
 
 
-class Place:
+class Nook:
     """Where the mirror of one target's state lies, for one spool. Locked: a copy of the spool may have an agent, too."""
 
     def __init__(self, beside: Beside, uuid: str, identity: str) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +18,17 @@ from typing import Any
 import orjson
 
 from spoolagent.contract import Receiver
-from spoolagent.errors import Locked, SpoolError, Unreachable
+from spoolagent.errors import Locked, SpoolError, Unreachable, cannot_import
 from spoolagent.format.spool import Spool, open_spool
 from spoolagent.serving.activity import Activity, Beat, Heartbeat
 from spoolagent.serving.backoff import Backoff
+from spoolagent.serving.delivery import OUT_OF_MEMORY
 from spoolagent.serving.registry import load_receiver
 from spoolagent.serving.store import Store, open_store
 from spoolagent.serving.sums import Damaged
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
+from spoolagent.stopping import leave_to_parent
 from spoolagent.watching import Watcher
 
 _HARD_STOP_S = 25.0
@@ -91,6 +94,11 @@ class Child:
         self._away: tuple[str, float] | None = None
         self._heart = Heartbeat(self._look, self._beat, stuck_after_s=job.agent.stuck_after_s)
         self._said_at = 0.0
+
+    @property
+    def doing(self) -> str:
+        """What it is at, for people."""
+        return self._activity.what
 
     def listen(self) -> None:
         """Starts the thread that hears "go" and the end of standard input."""
@@ -269,12 +277,12 @@ def main() -> int:
             except OSError:
                 return  # the supervisor is gone; standard input says so, too
 
+    leave_to_parent()
     line = read_line()
     if not line.endswith(b"\n"):
         return 0  # the supervisor was killed before it said what to do
     job = decode_job(line)
     child = Child(job, say)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, child.stop)
     child.listen()
     try:
@@ -282,11 +290,26 @@ def main() -> int:
     except SpoolError as error:
         say(failed=str(error), code=error.exit_code)
         return error.exit_code
+    except ImportError as error:
+        kind = job.receiver.spec.partition(":")[0]
+        missing = cannot_import(f"what receiver {kind} needs", error, kind)
+        say(failed=str(missing), code=missing.exit_code)
+        return missing.exit_code
+    except (
+        MemoryError,
+        SystemError,
+    ):  # the second is Python's own when memory ends in the middle of an import
+        say(failed=f"{child.doing}: {OUT_OF_MEMORY}", code=1)
+        return 1
     except OSError as error:
         say(failed=f"{error.filename or job.agent.spool}: {error.strerror or error}", code=1)
         return 1
     except sqlite3.Error as error:  # the disk of the cursors is full or fails; everything is kept
         say(failed=f"{job.agent.spool}: the cursor store: {error}", code=1)
+        return 1
+    except Exception as error:  # noqa: BLE001 - a fault of ours or of a receiver's: the supervisor says so in one line
+        traceback.print_exc()
+        say(failed=f"{child.doing}: {type(error).__name__}: {error}; its traceback is above", code=1)
         return 1
 
 

@@ -45,6 +45,8 @@ def _connect(path: str) -> sqlite3.Connection:
 
 def existing(path: str, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
     """A connection to a database that is there, for whoever does not have the target's lock. Raises sqlite3.Error."""
+    if not os.path.isfile(path):  # a FIFO would hold us up
+        raise sqlite3.OperationalError(f"{path} is missing, or no file")
     return sqlite3.connect(f"file:{quote(path)}?mode={mode}", uri=True, isolation_level=None, timeout=10)
 
 

@@ -16,7 +16,12 @@ from spoolagent.serving.activity import Activity
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.changes import Commit, Letter, Named
 from spoolagent.serving.chunks import halves
+from spoolagent.serving.place import Moved
 from spoolagent.serving.store import Store
+
+OUR_STORE = (sqlite3.Error, sums.Damaged, Moved)
+"""Our own store's troubles, which a receiver meets when it puts something on record: no event's fault."""
+OUT_OF_MEMORY = "out of memory: raise the limit (MemoryMax= of the service, ulimit -v), or end what takes it"
 
 
 class Owner(Protocol):
@@ -137,11 +142,14 @@ class Delivery:
         mark = self.store.mark()
         try:
             part = self.receiver.deliver(batch)
-        except (Unreachable, Transient, OSError, sqlite3.Error, sums.Damaged):  # the last two: our own store
+        except (Unreachable, Transient, OSError, *OUR_STORE):
             raise
-        except Exception as error:  # noqa: BLE001 - Refused, or a record that a receiver chokes on: it must not stop the rest
+        except Exception as error:
+            # Refused, or a record that a receiver chokes on: it must not stop the rest.
             self.store.rollback(mark)
             if len(batch.events) == 1:
+                if isinstance(error, MemoryError):  # no fault of the event
+                    raise Transient(OUT_OF_MEMORY) from error
                 why = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
                 outcome.dead[batch.events[0].seq] = why
                 return

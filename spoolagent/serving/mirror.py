@@ -21,7 +21,7 @@ from spoolagent.errors import SpoolError
 from spoolagent.format.durable import discard, fault_point, fsync_path, rename
 from spoolagent.format.layout import FILE_MODE
 from spoolagent.serving import sums
-from spoolagent.serving.beside import Place
+from spoolagent.serving.beside import Nook
 from spoolagent.serving.database import (
     MADE,
     MIRROR,
@@ -49,23 +49,23 @@ class Mirror:
         folder: str,
         db: sqlite3.Connection,
         copy: sqlite3.Connection | None,
-        place: Place | None = None,
+        nook: Nook | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db, self._copy, self._clock = db, copy, clock
-        self._own, self._place = os.path.join(folder, MIRROR), place
+        self._own, self._nook = os.path.join(folder, MIRROR), nook
         self._again_at = 0.0
         if copy is not None:
             _relax(copy)
             with contextlib.suppress(OSError):
                 self._point()
-        elif place is None:
+        elif nook is None:
             self._make()  # beside a target: when its receiver has found that it may be used, with the first commit
 
     @property
     def _path(self) -> str:
-        return self._own if self._place is None else self._place.path
+        return self._own if self._nook is None else self._nook.path
 
     def follow(self, change: Change[None], *, make: bool = True) -> None:
         """Makes a change that the database has committed in the mirror, too. `make`: also a mirror that is not there."""
@@ -98,11 +98,11 @@ class Mirror:
         self._again_at = self._clock() + _AGAIN_S
 
     def _make(self) -> None:
-        if self._place is not None:
+        if self._nook is not None:
             try:
-                self._place.enter()
+                self._nook.enter()
             except (SpoolError, OSError):
-                self._place = None
+                self._nook = None
         try:
             new = _copied(self._db, self._path)
             _remove(self._path)
@@ -115,22 +115,22 @@ class Mirror:
 
     def _point(self) -> None:
         """The link to a mirror that lies elsewhere, in place of one that lay here."""
-        if self._place is None or (os.path.islink(self._own) and os.readlink(self._own) == self._path):
+        if self._nook is None or (os.path.islink(self._own) and os.readlink(self._own) == self._path):
             return
         _remove(self._own)
         os.symlink(self._path, self._own)
 
 
-def open_both(folder: str, place: Place | None = None) -> tuple[sqlite3.Connection, Mirror, str]:
+def open_both(folder: str, nook: Nook | None = None) -> tuple[sqlite3.Connection, Mirror, str]:
     """The database in `folder`, made when there is none, its mirror, and what is to be reported of them, or "".
 
     For who has the target's lock. Raises Damaged when neither can be used, NewerVersion, and sqlite3.Error or OSError
     when the disk refuses.
     """
     path, own = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
-    if place is not None and place.is_used and not _enter(place, is_new=not os.path.exists(path)):
-        place = None
-    held = _held(folder, place)
+    if nook is not None and nook.is_used and not _enter(nook, is_new=not os.path.exists(path)):
+        nook = None
+    held = _held(folder, nook)
     was_made = os.path.exists(path + MADE) or bool(held)
     db, why = _opened(path, was_made=was_made)
     copy = _newest(held)
@@ -150,10 +150,10 @@ def open_both(folder: str, place: Place | None = None) -> tuple[sqlite3.Connecti
             raise why
         news = _take_over(folder, copy.db, why.why)
         db = open_checked(path, was_made=True)
-    if copy is not None and (copy.path != (place.path if place else own) or os.path.islink(copy.path)):
+    if copy is not None and (copy.path != (nook.path if nook else own) or os.path.islink(copy.path)):
         copy.db.close()
         copy = None
-    return db, Mirror(folder, db, None if copy is None else copy.db, place), news
+    return db, Mirror(folder, db, None if copy is None else copy.db, nook), news
 
 
 class _Copy(NamedTuple):
@@ -163,11 +163,11 @@ class _Copy(NamedTuple):
     db: sqlite3.Connection
 
 
-def _held(folder: str, place: Place | None) -> list[str]:
+def _held(folder: str, nook: Nook | None) -> list[str]:
     """Where mirrors are: one place, and for a moment two, when it was not known or could not be used before."""
     own = os.path.join(folder, MIRROR)
-    found = [own] if os.path.exists(own) and not (place and os.path.islink(own)) else []
-    return found + ([place.path] if place is not None and place.is_used else [])
+    found = [own] if os.path.exists(own) and not (nook and os.path.islink(own)) else []
+    return found + ([nook.path] if nook is not None and nook.is_used else [])
 
 
 def _newest(paths: list[str]) -> _Copy | None:
@@ -186,15 +186,15 @@ def _newest(paths: list[str]) -> _Copy | None:
     return newest
 
 
-def _enter(place: Place, *, is_new: bool) -> bool:
+def _enter(nook: Nook, *, is_new: bool) -> bool:
     """Locks the mirror beside a target. That of a target which was emptied, with its state, is removed. Raises Locked.
 
     False when it is not ours, or cannot be reached.
     """
     try:
-        place.enter()
-        if is_new and not place.has_files():
-            _remove(place.path)
+        nook.enter()
+        if is_new and not nook.has_files():
+            _remove(nook.path)
     except OSError:
         return False
     return True

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from spoolagent.contract import Options, Receiver
-from spoolagent.errors import UsageError
+from spoolagent.errors import UsageError, cannot_import
 
 GROUP = "spoolagent.receivers"
 
@@ -40,6 +40,4 @@ def _factory(point: EntryPoint) -> object:
     try:
         return point.load()
     except ImportError as error:
-        raise UsageError(
-            f"receiver {point.name} cannot be loaded ({error}): pip install 'spoolagent[{point.name}]'"
-        ) from error
+        raise cannot_import(f"what receiver {point.name} needs", error, point.name) from error

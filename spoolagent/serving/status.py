@@ -14,6 +14,7 @@ from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.format.plain import open_plain
 from spoolagent.serving.activity import HEARTBEAT_FILE
 from spoolagent.serving.database import MADE, MIRROR, NAME, existing
+from spoolagent.serving.place import InTheWay, check_folder
 from spoolagent.serving.schema import VERSION
 from spoolagent.serving.sums import Damaged, check, noticing
 
@@ -47,7 +48,7 @@ class ReceiverStatus:
     is_running: bool
     """Its worker gave a sign of life within the last half minute, or its process is still there."""
     state: str
-    """"idle", "working", "backoff", "stuck", "not running", or "damaged": its database is, `error` says what to do."""
+    """"idle", "working", "backoff", "stuck", "not running", or "damaged": its database is, or it is none; `error` says what to do."""
     doing: str
     """What the worker does now, such as "delivering seqs 1 to 9 of site/run/writer"; "" when it does not run."""
     doing_s: float
@@ -99,7 +100,10 @@ def _read_one(folder: str) -> ReceiverStatus | None:
     note = _note(os.path.join(folder, "worker.json"))
     was_made = os.path.exists(path + MADE) or os.path.exists(mirror)
     try:
+        check_folder(folder)
         return _read_database(path, folder, note)
+    except InTheWay as error:
+        return _damaged(folder, note, error)
     except Damaged as error:
         if not was_made:
             return None  # it is being created
@@ -125,7 +129,7 @@ def _read_database(path: str, folder: str, note: dict[str, Any]) -> ReceiverStat
         return _status(db, folder, meta, note) if "identity" in meta else None
 
 
-def _damaged(folder: str, note: dict[str, Any], error: Damaged) -> ReceiverStatus:
+def _damaged(folder: str, note: dict[str, Any], error: Damaged | InTheWay) -> ReceiverStatus:
     """Nothing is known of it for sure but that."""
     name = str(note.get("name", os.path.basename(folder)))
     return ReceiverStatus(

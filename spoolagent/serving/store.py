@@ -25,10 +25,11 @@ from spoolagent.format.layout import AGENT_DIR, StreamKey
 from spoolagent.format.reader import Position
 from spoolagent.format.spool import Spool
 from spoolagent.serving import sums
-from spoolagent.serving.beside import Place
+from spoolagent.serving.beside import Nook
 from spoolagent.serving.changes import Commit, Letter, Named, StreamFacts, Transaction
 from spoolagent.serving.database import MADE, NAME, Change, transact
 from spoolagent.serving.mirror import open_both
+from spoolagent.serving.place import LOCK, Place, check_folder
 
 
 class Cursor(NamedTuple):
@@ -68,16 +69,19 @@ class Store:
     """The database of one receiver target, exclusively locked while open.
 
     Its mirror lies with it, or `beside` the files of the target, for the spool with the uuid that is given there.
-    Raises Locked when another process has it open, Damaged when neither it nor its mirror is what was written.
+
+    Raises Locked when another process has it open, Damaged when neither it nor its mirror is what was written, InTheWay
+    when something else is in their place. A commit raises Moved when they are not at their paths any more.
     """
 
     def __init__(self, spool: str, identity: str, beside: tuple[Beside, str] | None = None) -> None:
         self.folder = target_dir(spool, identity)
+        check_folder(self.folder)
         make_dirs(self.folder)
         self.path = os.path.join(self.folder, NAME)
         self._overlay: dict[str, bytes | None] = {}
         with contextlib.ExitStack() as undo:  # whoever catches what is raised may try again
-            lock = FileLock(os.path.join(self.folder, "lock"), mode=0o600)
+            lock = FileLock(os.path.join(self.folder, LOCK), mode=0o600)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -86,14 +90,14 @@ class Store:
                     "('spoolagent status' shows it)"
                 ) from None
             undo.callback(lock.release)
-            place = None
+            nook = None
             if beside is not None:
-                place = Place(*beside, identity)
-                undo.callback(place.leave)
-            self._db, self._mirror, self.news = open_both(
-                self.folder, place
-            )  # news: for the worker to report
+                nook = Nook(*beside, identity)
+                undo.callback(nook.leave)
+            self._db, self._mirror, news = open_both(self.folder, nook)
             undo.callback(self._close_both)
+            self.news = news  # for the worker to report
+            self._place = Place([os.path.join(self.folder, LOCK), self.path])
             self._prepare(identity)
             self._close = undo.pop_all()
 
@@ -105,6 +109,10 @@ class Store:
             with contextlib.suppress(OSError):  # a full disk: the next start tries again
                 os.close(os.open(self.path + MADE, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
                 fsync_dir(self.folder)
+
+    def check_place(self) -> None:
+        """Raises Moved when the database or its lock is not what is at its path any more."""
+        self._place.check()
 
     def close(self) -> None:
         """Releases the database, its mirror and their locks."""
@@ -256,6 +264,7 @@ class Store:
 
     def _change(self, change: Change[None], *, make: bool = True) -> None:
         """One transaction: in the database, and when it is on disk, in the mirror."""
+        self.check_place()
         try:
             transact(self._db, self.path, change)
         except sqlite3.OperationalError as error:

@@ -5,12 +5,11 @@ Receivers share nothing: a worker that crashes, hangs or is killed is restarted 
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.child import Job, encode_job
 from spoolagent.serving.registry import load_receiver
 from spoolagent.settings import Selection, ServeSettings
+from spoolagent.stopping import Stop, not_for_children, stop_on_signals
 from spoolagent.undertaker import Undertaker
 
 _HEALTHY_S = 30.0
@@ -78,9 +78,12 @@ class WorkerProcess:
         self.ready.clear()
         self.done, self.failed, self.code = None, "", None
         self.doing, self.age_s, self.is_ended_as_stuck = "starting", 0.0, False
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "spoolagent.serving.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        with not_for_children():
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "spoolagent.serving.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
         self.started_at = self.beat_at = time.monotonic()
         self.send(encode_job(self.job))
         self.reader = threading.Thread(target=self._listen, args=(self.process,), daemon=True)
@@ -172,20 +175,6 @@ class WorkerProcess:
         self.poll()
 
 
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop` for as long as this lasts (in the main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def _processes(
     settings: ServeSettings, selection: Selection, *, replay: bool, report: Report
 ) -> list[WorkerProcess]:
@@ -212,15 +201,15 @@ def _processes(
     return made
 
 
-def serve(settings: ServeSettings, *, stop: threading.Event | None = None, report: Report = to_stderr) -> int:
-    """Serves until SIGTERM or SIGINT (or `stop`). Returns the exit code. Raises UsageError before it starts."""
-    stop = stop or threading.Event()
+def serve(settings: ServeSettings, *, stop: Stop | None = None, report: Report = to_stderr) -> int:
+    """Serves until SIGTERM, SIGINT or SIGHUP (or `stop`). Returns 0. Raises UsageError before it starts."""
+    stop = stop or Stop()
     spool = open_spool(settings.agent.spool)
     processes = _processes(settings, Selection(), replay=False, report=report)
     undertaker = Undertaker(spool, stale_after_s=settings.agent.stale_after_s, report=report)
-    with _signals(stop):
+    with stop_on_signals(stop):
         for process in processes:
-            process.start()
+            _keep_alive(process)
         report(f"serving {spool.path} to {', '.join(p.name for p in processes)} (pid {os.getpid()})")
         notify("READY=1")
         sweep_at = 0.0
@@ -245,7 +234,7 @@ def _keep_alive(process: WorkerProcess) -> None:
     now = time.monotonic()
     if process.process is None:
         if now >= process.restart_at:
-            process.start()
+            _start(process, now)
         return
     code = process.poll()
     if code is None:
@@ -254,9 +243,28 @@ def _keep_alive(process: WorkerProcess) -> None:
         process.backoff.succeeded()
     wait_s = process.backoff.failed()
     process.restart_at = now + wait_s
+    process.report(f"{process.name}: its worker {_how(process, code)}; restarting in {wait_s:.1f} s")
+
+
+def _start(process: WorkerProcess, now: float) -> None:
+    """The machine may have no process, memory or descriptor left: that is no reason to end the others."""
+    try:
+        process.start()
+    except OSError as error:
+        wait_s = process.backoff.failed()
+        process.restart_at = now + wait_s
+        why = error.strerror or error
+        process.report(
+            f"{process.name}: its worker cannot be started ({why}); trying again in {wait_s:.1f} s"
+        )
+
+
+def _how(process: WorkerProcess, code: int) -> str:
+    """How a worker ended, and why, as far as it said."""
     how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-    why = f" ({process.failed})" if process.failed else ""
-    process.report(f"{process.name}: its worker {how}{why}; restarting in {wait_s:.1f} s")
+    if process.failed:
+        return f"{how} ({process.failed})"
+    return f"{how} (a library ended it: its own words are above)" if code > 0 else how
 
 
 def _stop_all(processes: list[WorkerProcess]) -> None:
@@ -276,18 +284,18 @@ def replay(
     *,
     report: Report = to_stderr,
     progress: Progress = lambda _: None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> int:
-    """Replays until drained. Returns 0, 1 (something was not delivered) or 3 (a tracker was away).
+    """Replays until drained. Returns 0, 1 (something was not delivered), 3 (a tracker was away) or 128 + a signal.
 
     All receivers are checked before the first event is delivered. Raises UsageError, Unreachable, Locked.
     `progress` gets the number of events delivered by each receiver, now and then.
     """
-    stop = stop or threading.Event()
+    stop = stop or Stop()
     spool = open_spool(settings.agent.spool)
     processes = _processes(settings, selection or Selection(), replay=True, report=report)
     Undertaker(spool, stale_after_s=settings.agent.stale_after_s, report=report).sweep()
-    with _signals(stop):
+    with stop_on_signals(stop):
         try:
             for process in processes:
                 process.start()
@@ -302,17 +310,24 @@ def replay(
         finally:
             _stop_all(processes)
     progress({p.name: p.delivered for p in processes})
-    return max(_summary(process, report) for process in processes)
+    code = max(_summary(process, report) for process in processes)
+    if code and stop.is_set():
+        report(
+            "interrupted before everything was delivered; run the replay again, it goes on where it stopped"
+        )
+        return stop.exit_code
+    return code
 
 
-def _wait_ready(processes: list[WorkerProcess], stop: threading.Event) -> None:
+def _wait_ready(processes: list[WorkerProcess], stop: Stop) -> None:
     for process in processes:
         while not process.ready.wait(_TICK_S) and not stop.is_set():
             process.end_if_stuck()
             code = process.poll()
             if code is not None and not process.ready.is_set():
                 error = SpoolError(
-                    process.failed or f"{process.name}: its worker ended with code {code} before it began"
+                    process.failed
+                    or f"{process.name}: its worker {_how(process, code)} before it began; run the replay again"
                 )
                 error.exit_code = code if code in (1, 2, 3) else 1
                 raise error

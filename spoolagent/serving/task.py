@@ -8,7 +8,7 @@ from spoolagent import again
 from spoolagent.contract import Stream
 from spoolagent.errors import FormatError
 from spoolagent.format import live
-from spoolagent.format.blobs import references
+from spoolagent.format.blobs import check_blob, references
 from spoolagent.format.ends import is_closed, read_end
 from spoolagent.format.events import check
 from spoolagent.format.header import read_header
@@ -67,6 +67,8 @@ class Task:
         self._dir = stream_dir(spool.path, key)
         self._reader: StreamReader | None = None
         self._missing_since: tuple[str, float] | None = None
+        self._blobs: dict[tuple[str, int, int, int], bool] = {}
+        """Files that the held events name, and whether they are what their names say."""
         self._ended_hint = False
         self._seen: tuple[int, int, int] | None = None
         self._skipped = 0
@@ -261,11 +263,11 @@ class Task:
 
     # -- blobs -------------------------------------------------------------------------------------------------
 
-    def missing_blob(self) -> str | None:
-        """The hash of a blob that held events name and that is not there (yet).
+    def missing_blob(self, on_look: Callable[[], None] = lambda: None) -> str | None:
+        """What is wrong with a blob that held events name: it is not there (yet), or damaged. A shipper is asked for it.
 
-        Bytes that are merely late are waited for; when patience is over, None is returned and the receiver
-        meets the missing file itself.
+        It is waited for; when patience is over, None is returned and the receiver meets it itself. `on_look` is called
+        before each one that is read: many of them may take minutes.
         """
         assert self.held is not None
         for event in self.held.events:
@@ -273,9 +275,29 @@ class Task:
             if not refs or check(event) is not None:
                 continue
             for ref in refs:
-                if not os.path.exists(blob_path(self._spool.path, self.key.site, ref["sha256"])):
-                    return None if self._waited_for(ref["sha256"]) else str(ref["sha256"])
+                trouble = self._blob_trouble(ref["sha256"], on_look)
+                if trouble:
+                    return None if self._waited_for(ref["sha256"]) else trouble
         return None
+
+    def _blob_trouble(self, sha256: str, on_look: Callable[[], None]) -> str:
+        path = blob_path(self._spool.path, self.key.site, sha256)
+        try:
+            status = os.stat(path)
+            found = (sha256, status.st_ino, status.st_size, status.st_mtime_ns)
+            if found not in self._blobs:
+                on_look()
+                self._blobs[found] = check_blob(path, sha256)
+            if self._blobs[found]:
+                return ""
+            trouble = f"blob {sha256} is damaged"
+        except FileNotFoundError:
+            trouble = f"blob {sha256} has not arrived"
+        except OSError as error:
+            return f"blob {sha256} cannot be read: {error.strerror or error}"
+        if self._missing_since is None or self._missing_since[0] != sha256:  # once
+            again.ask_blob(self._spool.path, self.key.site, sha256)
+        return trouble
 
     def _waited_for(self, sha256: str) -> bool:
         now = self._clock()
@@ -289,3 +311,4 @@ class Task:
         assert self.held is not None
         self.position = self.held.position
         self.held, self.named, self.again, self.chosen = None, False, False, None
+        self._blobs.clear()

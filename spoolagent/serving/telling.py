@@ -6,8 +6,10 @@ from typing import Any
 
 from spoolagent.contract import Outcome, RunEnd
 from spoolagent.errors import Transient, Unreachable
+from spoolagent.serving import sums
 from spoolagent.serving.changes import Commit
-from spoolagent.serving.delivery import Delivery
+from spoolagent.serving.delivery import OUT_OF_MEMORY, Delivery
+from spoolagent.serving.place import Moved
 
 RunKey = tuple[str, str]
 """(site, run)"""
@@ -62,9 +64,11 @@ class Teller:
         outcome = Outcome()
         try:
             outcome = self._delivery.receiver.set_status(end) or outcome
-        except (Unreachable, Transient, OSError, sqlite3.Error) as error:
+        except (sums.Damaged, Moved):
+            raise
+        except (Unreachable, Transient, OSError, sqlite3.Error, MemoryError) as error:
             self._delivery.store.rollback(mark)
-            self._delivery.away(str(error))
+            self._delivery.away(OUT_OF_MEMORY if isinstance(error, MemoryError) else str(error))
             self._unsure.append((end.site, end.run))
             return False
         except Exception as error:  # noqa: BLE001 - as in delivery: one run's state must not stop the rest

@@ -162,7 +162,8 @@ class Worker:
     def run(self, *, until_drained: bool = False) -> None:
         """Works until `should_stop`, then delivers what it holds and returns; or until all is delivered.
 
-        With `until_drained`, raises Unreachable when the tracker fails: the caller decides how long to try.
+        With `until_drained`, raises Unreachable when the tracker fails: the caller decides how long to try. Raises
+        Moved when somebody removed or replaced the cursor store.
         """
         sweep_at = 0.0
         hinted: set[StreamKey] | None = None
@@ -173,6 +174,7 @@ class Worker:
                 self._patrol.missed()
             if is_sweep:
                 sweep_at = now + self._agent.sweep_interval_s
+                self._store.check_place()
                 self._retries.sweep()
                 self._patrol.sweep()
             has_more = self._work(self._due(hinted or set(), is_sweep=is_sweep))
@@ -279,9 +281,9 @@ class Worker:
             return False
         if task.key in self._visitors or self._comes_later(task):
             return False
-        missing = task.missing_blob()
+        missing = task.missing_blob(lambda: self._activity.begin("checking a blob of", task.key))
         if missing is not None:
-            task.state, task.note = "blocked", f"blob {missing} has not arrived"
+            task.state, task.note = "blocked", missing
             return False
         return self._deliver(task)
 

@@ -2,14 +2,14 @@
 
 import os
 
-from spoolagent.errors import FormatError
+from spoolagent.errors import FormatError, NameRefused
 from spoolagent.format import layout
 from spoolagent.format.blobs import references
 from spoolagent.format.lines import decode_line
 from spoolagent.shipping.compare import hashes_in
 from spoolagent.shipping.report import Tally
 from spoolagent.shipping.source import SourceError, chunks_of, confined, iter_blobs
-from spoolagent.shipping.target import Target
+from spoolagent.shipping.target import InTheWay, Target
 
 _MISSING_KEPT = 10_000
 
@@ -40,6 +40,20 @@ class BlobCarrier:
             return False
         if self._target.has_blob(site, sha256, size):
             return True
+        self._put(site, sha256, path)
+        return True
+
+    def carry_again(self, site: str, sha256: str) -> None:
+        """Carries a blob that a reader at the target asks for, whatever is there. What is not of this spool others have."""
+        path = layout.blob_path(self._spool, site, sha256)
+        if os.path.lexists(path):
+            try:
+                self._put(site, sha256, path)
+            except (InTheWay, NameRefused) as error:
+                self._complain(path, str(error))
+            self._target.answer_blob(site, sha256)
+
+    def _put(self, site: str, sha256: str, path: str) -> None:
         try:
             confined(self._spool, path)
             self._target.put_blob(site, sha256, chunks_of(path))
@@ -52,7 +66,6 @@ class BlobCarrier:
         else:
             self._tally.shipped_blobs += 1
             self._tally.clear("error", None, about=path)
-        return True
 
     def carry_all(self, site: str) -> None:
         """Carries every blob of a site that the target has not (once per session: one may have come, or healed)."""

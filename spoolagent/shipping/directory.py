@@ -6,8 +6,10 @@ and nothing is ever made where it used to be.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from filelock import FileLock, Timeout
 
 from spoolagent import again
-from spoolagent.errors import FormatError, Locked, Unreachable, UsageError
+from spoolagent.errors import FormatError, Locked, SpoolError, Unreachable, UsageError
 from spoolagent.format import durable, layout
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.names import check_case, check_name
@@ -27,6 +29,17 @@ _CHUNK = 1 << 20
 _NAMED_MOST = 100_000
 _LOCK_WAIT_S = 1.0
 _LEFTOVER_S = 86_400.0
+_NEXT_STEPS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "raise its quota, or make room there",
+    errno.EROFS: "mount it so that it can be written",
+    errno.EACCES: "check its owner and mode",
+    errno.EPERM: "check its owner and mode",
+    errno.ENOTDIR: "remove what is in a directory's place",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+"""What an operator can do, by what the target said."""
+_ANEW = "(to begin anew in an empty directory, remove the file for it in the spool's .agent/ship)"
 
 
 class DirectoryTarget:
@@ -54,35 +67,47 @@ class DirectoryTarget:
 
     @contextlib.contextmanager
     def _root(self) -> Iterator[str]:
-        """A path of the target that stays the same directory while it is used. Turns OSError into Unreachable."""
+        """A path of the target that stays the same directory while it is used. Turns OSError into Unreachable.
+
+        No message shows that path.
+        """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            what = _NEXT_STEPS.get(error.errno or 0, f"mount or connect it {_ANEW}")
             raise Away(
-                f"the target {self.path} is away ({error.strerror}): mount or connect it; nothing is lost meanwhile"
+                f"the target {self.path} is away ({error.strerror}): {what}; nothing is lost meanwhile"
             ) from error
         root = f"/proc/self/fd/{fd}"
         try:
             self._check(root)
             yield root
         except OSError as error:
-            name = (error.filename or "").replace(root, self.path, 1)
+            name = self._shown(error.filename or root, root)
+            what = _NEXT_STEPS.get(error.errno or 0, "look at its disk")
             raise Unreachable(
-                f"the target {self.path} cannot be written: {error.strerror or error} ({name}); it is tried again"
+                f"the target {self.path} cannot be written: {error.strerror or error} ({name}): {what};"
+                " ship goes on where it stopped"
             ) from error
+        except SpoolError as error:
+            error.args = (self._shown(str(error), root),)
+            raise
         finally:
             os.close(fd)
+
+    def _shown(self, text: str, root: str) -> str:
+        """The text with the path that the user gave, not the one by which the target is held."""
+        return re.sub(re.escape(root) + r"(?!\d)", lambda _: self.path, text)
 
     def _check(self, root: str) -> None:
         if not os.path.exists(os.path.join(root, layout.SPOOL_FILE)):
             raise Away(
-                f"the target {self.path} is away: it was a spool and now holds no spool.json; mount or connect it"
-                f" (to begin anew in an empty directory, remove the file for it in the spool's .agent/ship)"
+                f"the target {self.path} is away: it was a spool and now holds no spool.json; mount or connect it {_ANEW}"
             )
         try:
             found = open_spool(root).uuid
         except UsageError as error:
-            raise Away(str(error).replace(root, self.path)) from error
+            raise Away(str(error)) from error
         if found != self._uuid:
             raise AnotherSpool(
                 f"the target {self.path} is another spool now ({found}, before {self._uuid}): give the right directory,"
@@ -98,6 +123,16 @@ class DirectoryTarget:
         """See `Target.answer`."""
         with self._root() as root:
             again.answer(root, key)
+
+    def asked_blobs(self) -> list[tuple[str, str]]:
+        """See `Target.asked_blobs`."""
+        with self._root() as root:
+            return list(again.asked_blobs(root))
+
+    def answer_blob(self, site: str, sha256: str) -> None:
+        """See `Target.answer_blob`."""
+        with self._root() as root:
+            again.answer_blob(root, site, sha256)
 
     @contextlib.contextmanager
     def stream(self, key: StreamKey) -> Iterator["DirectoryCopy"]:
@@ -133,7 +168,7 @@ class DirectoryTarget:
         check_case("writer", os.path.join(runs, key.run), key.writer)
 
     def has_blob(self, site: str, sha256: str, size: int) -> bool:
-        """See `Target.has_blob`. A blob appears only when it is whole, so its length is proof enough."""
+        """See `Target.has_blob`. A blob appears only when it is whole; who finds it damaged later asks for it."""
         with self._root() as root:
             try:
                 found = os.stat(layout.blob_path(root, site, sha256), follow_symlinks=False)

@@ -218,6 +218,8 @@ class Shipper:
 
     def _take_requests(self) -> None:
         """Takes back into the sweep what a reader at the target found damaged. What is not of this spool others have."""
+        for site, sha256 in self._target.asked_blobs():
+            self._blobs.carry_again(site, sha256)
         for key in self._target.asked():
             if os.path.isdir(layout.stream_dir(self._spool.path, key)):
                 with contextlib.suppress(SourceError):

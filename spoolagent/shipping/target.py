@@ -84,12 +84,20 @@ class Target(Protocol):
         """The stream was compared in full, and mended where that was possible."""
         ...
 
+    def asked_blobs(self) -> list[tuple[str, str]]:
+        """The (site, SHA-256) of blobs that a reader at the target found damaged or missing."""
+        ...
+
+    def answer_blob(self, site: str, sha256: str) -> None:
+        """The blob was shipped again, or the source's own is no better."""
+        ...
+
     def stream(self, key: StreamKey) -> AbstractContextManager[StreamCopy]:
         """Locks and gives the copy of a stream. Locked while another shipper is at it, NameRefused."""
         ...
 
     def has_blob(self, site: str, sha256: str, size: int) -> bool:
-        """True when the blob is there, whole and durable."""
+        """True when a blob of that name and length is there, and durable."""
         ...
 
     def put_blob(self, site: str, sha256: str, chunks: Iterable[bytes]) -> None:

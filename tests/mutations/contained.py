@@ -23,8 +23,8 @@ MUTATIONS = (
         "receivers-bug-ends-the-worker",
         "an exception that a receiver should not raise ends the worker",
         SERVING,
-        "except Exception as error:  # noqa: BLE001 - Refused, or",
-        "except Refused as error:  # noqa: BLE001 - Refused, or",
+        "except Exception as error:\n            # Refused, or",
+        "except Refused as error:\n            # Refused, or",
         ("test_worker.py::test_a_receiver_that_chokes_on_an_event_is_no_reason_to_stop",),
     ),
     Mutation(

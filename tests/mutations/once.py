@@ -300,7 +300,7 @@ MUTATIONS = (
         "blob-not-waited-for",
         "the cursor passes an event whose blob has not arrived",
         SERVING,
-        "missing = task.missing_blob()",
+        'missing = task.missing_blob(lambda: self._activity.begin("checking a blob of", task.key))',
         "missing = None",
         ("test_worker.py::test_an_event_waits_for_its_blob",),
     ),
