@@ -15,6 +15,7 @@ import wandb_writer_help as help_
 import spoolagent.writers.wandb as wandb
 from spoolagent.format import layout
 from spoolagent.testing import set_fault
+from spoolagent.writers import Run as SpoolRun
 from spoolagent.writers.wandb_errors import NotSupportedError
 from spoolagent.writers.wandb_run import Run
 
@@ -799,22 +800,30 @@ def test_nested_media_and_figures(spool):
     assert value["data"] == {"key": "n", "value": {"x": 1}}
 
 
-def test_user_time_and_huge_calls(spool):
+def test_user_time_and_huge_calls(spool, tmp_path):
     run = wandb.init(id="huge")
     run.log({"a": 1, "_timestamp": 1_600_000_000.5})
-    run.log({f"m{i}": i for i in range(9000)})
+    run.log({f"m{i}": i for i in range(100_000)})
     run.log({"l": list(range(200_000))})
     run.finish()
-    first, *chunks, last = logged(spool, "metrics")
+    first, *parts, last = logged(spool, "metrics")
     assert first["at"] == 1_600_000_000_500_000_000
-    assert [(len(c["metrics"]), c["commit"], c["step"]) for c in chunks] == [
-        (4000, False, 1),
-        (4000, False, 1),
-        (1000, True, 1),
-    ]
+    assert len(parts) > 2
+    assert [(p["commit"], p["step"]) for p in parts] == [(False, 1)] * (len(parts) - 1) + [(True, 1)]
+    rows = help_.history(help_.replay(spool, "huge", tmp_path / "log"))
+    assert [len(row) for row in rows] == [2, 100_001, 2]  # each with its _step
     assert (last["metrics"], last["commit"]) == ({}, True)
     (value,) = logged(spool, "custom")
     assert orjson.loads(blob(spool, value["blob"])) == list(range(200_000))
+
+
+def test_many_names_without_a_step_are_one_row(spool, tmp_path):
+    with SpoolRun(run="native") as run:
+        run.log({"a": 1.0})
+        run.log({f"m{i}": i for i in range(100_000)})
+        run.log({"a": 2.0})
+    rows = help_.history(help_.replay(spool, "native", tmp_path / "log"))
+    assert [len(row) for row in rows] == [2, 100_001, 2]
 
 
 def test_a_bad_disk_never_raises(spool, capsys):

@@ -176,7 +176,11 @@ def earlier_start(run_id: str) -> dict[str, Any] | None:
     """The first `run_start` event of a run in this process's spool, or None."""
     place = process.place_from(os.environ)
     found = []
-    for key in layout.iter_streams(place.spool, place.site, run_id):
+    try:
+        streams = list(layout.iter_streams(place.spool, place.site, run_id))
+    except OSError:  # an unreadable spool is the stream writer's to complain about
+        return None
+    for key in streams:
         try:
             start = _read_start(layout.stream_dir(place.spool, key))
         except (OSError, FormatError):

@@ -16,8 +16,8 @@ from zlib import crc32
 import orjson
 from orjson import dumps
 
-from spoolagent.errors import EventTooLarge, SpoolError, UsageError
-from spoolagent.format import durable, keeper, layout, live
+from spoolagent.errors import SpoolError, UsageError
+from spoolagent.format import durable, keeper, large, layout, live
 from spoolagent.format.lines import MAX_LINE, encode_line, seal
 from spoolagent.format.names import check_case, new_writer_id
 from spoolagent.format.segment import Origin, Segment
@@ -57,6 +57,10 @@ def warn_on_stderr(message: str) -> None:
 
 
 _ENDED = "the run has ended"
+
+
+class _TooLarge(Exception):
+    """The event does not fit in a line."""
 
 
 def blank(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +138,7 @@ class StreamWriter:
         self._start = start
         self._warn = warn
         self._reset()
+        keeper.know(self)
 
     def _reset(self) -> None:
         self.writer = new_writer_id()
@@ -173,7 +178,8 @@ class StreamWriter:
     def append(self, kind: str, fields: dict[str, Any]) -> None:
         """Appends one event; `fields` must be JSON already (see `spoolagent.format.values`).
 
-        Raises EventTooLarge beyond 1 MiB, TypeError for what orjson cannot write: both before anything happens.
+        Raises TypeError for what orjson cannot write, before anything happens. What is larger than a line (1 MiB)
+        becomes several events, or counts as dropped (`spoolagent.format.large`).
         """
         self.append_event(blank(kind, fields))
 
@@ -191,7 +197,7 @@ class StreamWriter:
                 event["seq"], event["time"] = seq, time.time_ns()
                 body = dumps(event)[:-1]
                 if len(body) > _MAX_BODY:
-                    raise _too_large(event, body)  # noqa: TRY301 - a call more would cost the hot path
+                    raise _TooLarge  # noqa: TRY301 - a call would cost the hot path
                 segment.append(b'%b,"crc":"%08x"}\n' % (body, crc32(body)))
                 self.seq = seq
                 self._dirty = True
@@ -203,6 +209,9 @@ class StreamWriter:
                 else:
                     self._failed(error)
                     self._count_drop(time.time_ns())
+            except _TooLarge:
+                self._busy = False
+                self._append_parts(event, len(body))
             except BaseException:
                 self._fast = None
                 if segment.size > before:
@@ -217,11 +226,22 @@ class StreamWriter:
         event["time"] = time.time_ns()
         body = dumps(event)
         if len(body) > _MAX_BODY:
-            raise _too_large(event, body)
-        if self._queue is not None:
+            self._append_parts(event, len(body))
+        elif self._queue is not None:
             self._queue.put(body)
         else:
             self._append_body(body)
+
+    def _append_parts(self, event: dict[str, Any], size: int) -> None:
+        """An event of `size` bytes as several that fit, or as a drop."""
+        kind, at_ns = event["type"], event["time"]
+        fields = {name: value for name, value in event.items() if name not in ("seq", "time", "type")}
+        parts = list(large.split(kind, fields, at_ns))
+        if len(parts) == 1:
+            self.drop(large.describe(kind, fields, size))
+            return
+        for part in parts:
+            self.append(kind, part)
 
     def _append_body(self, body: bytes) -> None:
         with self._lock:
@@ -627,7 +647,3 @@ class StreamWriter:
         self.dropped = 0
         self._reset()
         self.closed = closed
-
-
-def _too_large(event: dict[str, Any], body: bytes) -> EventTooLarge:
-    return EventTooLarge(f"a {event['type']} event of {len(body)} bytes does not fit in a line: use a blob")
