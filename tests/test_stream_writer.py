@@ -17,6 +17,9 @@ from spoolagent.errors import NameRefused, UsageError
 from spoolagent.format import attempts, layout, live
 from spoolagent.format.durable import set_fault
 from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.events import check
+from spoolagent.format.names import is_legal, new_run_id
+from spoolagent.format.reader import StreamReader
 from spoolagent.format.stream import StreamWriter
 from spoolagent.fsck import fsck
 
@@ -698,3 +701,29 @@ def test_a_queue_whose_thread_does_not_start_is_written_at_the_end(tmp_path, mon
     write_metrics(writer, 3)
     writer.close()
     assert [e["type"] for e in only(tmp_path / "s")[0]] == ["run_start"] + ["metrics"] * 3
+
+
+@pytest.mark.parametrize("durability", LEVELS)
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [(-5, 0), (-(10**19), 0), (2**63, 2**63 - 1), (2**64 - 1, 2**63 - 1), (32 * 10**18, 2**63 - 1)],
+)
+def test_a_clock_that_is_wrong_costs_no_event(tmp_path, monkeypatch, durability, told, kept):
+    """Before 1970, after 2262, beyond 64 bits: every reader gets the nearest time that an event can have."""
+    warnings = []
+    monkeypatch.setattr("time.time_ns", lambda: told)
+    assert is_legal(new_run_id())
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append)
+    write_metrics(writer, 600)  # more than the reader's fast lane takes at once
+    writer.close()
+    monkeypatch.undo()
+    assert writer.dropped == 0
+    assert len(warnings) == 1
+    assert "clock is wrong" in warnings[0]
+    (key,) = streams(tmp_path / "s")
+    chunk = StreamReader(layout.stream_dir(str(tmp_path / "s"), key), at_home=True).read()
+    assert not chunk.bad
+    assert len(chunk.events) == 601
+    assert {event.time_ns for event in chunk.events} == {kept}
+    assert {check(event) for event in chunk.events} == {None}
+    assert not list(fsck(str(tmp_path / "s")))

@@ -10,7 +10,7 @@ from spoolagent.format.header import parse_header
 from spoolagent.format.lines import MAX_LINE, decode_line
 from spoolagent.format.names import check_name, new_run_id
 from spoolagent.writers import process
-from spoolagent.writers.mlflow_checks import check_experiment_name, check_run_id, warn_once
+from spoolagent.writers.mlflow_checks import check_experiment_name, check_run_id
 from spoolagent.writers.mlflow_entities import Experiment, ExperimentTag, LifecycleStage
 from spoolagent.writers.mlflow_errors import (
     RESOURCE_ALREADY_EXISTS,
@@ -20,6 +20,7 @@ from spoolagent.writers.mlflow_errors import (
 )
 from spoolagent.writers.mlflow_names import PARENT, RUN_NAME, experiment_id, new_run_name
 from spoolagent.writers.mlflow_runs import Tracked, guard, now_ms
+from spoolagent.writers.process import warn_once
 
 _runs: dict[str, Tracked] = {}
 _experiments: dict[str, Experiment] = {}

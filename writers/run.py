@@ -42,8 +42,9 @@ class _Shared:
 
     def __init__(self, place: process.Place, run: str, start: dict[str, Any], attempt: int | None) -> None:
         launch = attempts.launch_id(os.environ)
+        parent = _attempt_of_parent(place, run)
         if attempt is None:
-            attempt = _attempt_of(place, run, launch)
+            attempt = _attempt_of(place, run, launch, parent)
         self.start = {**start, "attempt": attempt}
         self._pid = os.getpid()
         self.handles = 0
@@ -55,6 +56,7 @@ class _Shared:
             place.site,
             run,
             self.start_fields,
+            role="main" if parent is None else "aux",
             attempt=attempt,
             launch=launch,
             options=StreamOptions(durability=place.durability),
@@ -83,10 +85,21 @@ _guard = threading.RLock()
 _hooked = False
 
 
-def _attempt_of(place: process.Place, run: str, launch: str | None) -> int:
+def _attempt_of_parent(place: process.Place, run: str) -> int | None:
+    """The attempt of the process that this one helps: its parent logs to the same run, and decides its state."""
+    pid = process.parent_pid()
+    try:
+        return None if pid is None else attempts.attempt_of_parent(place.spool, place.site, run, pid)
+    except OSError:
+        return None
+
+
+def _attempt_of(place: process.Place, run: str, launch: str | None, parent: int | None) -> int:
     given = os.environ.get("SPOOLAGENT_ATTEMPT", "")
     if given.isascii() and given.isdigit() and int(given) > 0:
         return int(given)
+    if parent is not None:
+        return parent
     known = _attempts.get((place.spool, place.site, run))
     if known is not None:
         return known + 1  # this process ended the run, and now begins it again

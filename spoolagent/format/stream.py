@@ -18,6 +18,7 @@ from orjson import dumps
 
 from spoolagent.errors import SpoolError, UsageError
 from spoolagent.format import durable, keeper, large, layout, live
+from spoolagent.format.clock import now_ns, within
 from spoolagent.format.lines import MAX_LINE, encode_line, seal
 from spoolagent.format.names import check_case, new_writer_id
 from spoolagent.format.segment import Origin, Segment
@@ -142,7 +143,7 @@ class StreamWriter:
 
     def _reset(self) -> None:
         self.writer = new_writer_id()
-        self._born_ns = time.time_ns()
+        self._born_ns = now_ns()
         self.seq = 0
         """seq of the last event written."""
         self.closed = False
@@ -208,10 +209,13 @@ class StreamWriter:
                     self.seq, self._dirty = max(self.seq, seq), True
                 else:
                     self._failed(error)
-                    self._count_drop(time.time_ns())
-            except _TooLarge:
+                    self._count_drop(now_ns())
+            except (_TooLarge, TypeError):  # also a clock that says more than 64 bits hold
+                if segment.size > before:  # a signal handler's, just after the write
+                    self.seq, self._dirty = max(self.seq, seq), True
+                    raise
                 self._busy = False
-                self._append_parts(event, len(body))
+                self._append_slowly(event)
             except BaseException:
                 self._fast = None
                 if segment.size > before:
@@ -223,7 +227,7 @@ class StreamWriter:
     def _append_slowly(self, event: dict[str, Any]) -> None:
         """Whatever is unusual: the first event, a full segment, a refusing disk, `always`, a queue."""
         del event["seq"]  # only writing gives it one
-        event["time"] = time.time_ns()
+        event["time"] = now_ns()
         body = dumps(event)
         if len(body) > _MAX_BODY:
             self._append_parts(event, len(body))
@@ -359,6 +363,11 @@ class StreamWriter:
 
     def _create(self) -> None:
         """Makes the directory under a dot name, locks it, writes header and start, and renames it into view."""
+        told = time.time_ns()
+        if told != within(told):
+            self._warn(
+                f"this machine's clock is wrong, it says {told} ns since 1970: events get the nearest time"
+            )
         spool = create_spool(self.spool)
         runs = os.path.dirname(self._dir_of_run())
         check_case("site", os.path.dirname(os.path.dirname(runs)), self.site)
@@ -374,7 +383,7 @@ class StreamWriter:
             self._origin: Origin = Origin(
                 spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch
             )
-            segment = Segment(hidden, 1, self._origin, None, time.time_ns())
+            segment = Segment(hidden, 1, self._origin, None, now_ns())
             start = {"seq": 1, "time": self._born_ns, "type": "run_start", **self._start()}
             segment.append(encode_line(start))
             segment.sync()
@@ -429,13 +438,13 @@ class StreamWriter:
         if prev is None:  # the last try to open one failed after the rotation
             prev = self._retired[-1].sha256() if self._retired else self._prev
         self._prev: str = prev
-        self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, time.time_ns())
+        self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, now_ns())
         self._unnamed.add(self._dir)
 
     def _write_gap(self, gap: _Gap) -> None:
         assert self._segment is not None
         fields = {"dropped": gap.dropped, "from": gap.first_ns, "to": gap.last_ns, "reason": gap.reason}
-        event = {"seq": self.seq + 1, "time": time.time_ns(), "type": "gap", **fields}
+        event = {"seq": self.seq + 1, "time": now_ns(), "type": "gap", **fields}
         try:
             self._append_next(self._segment, encode_line(event))
         finally:
@@ -475,7 +484,7 @@ class StreamWriter:
         with self._lock:
             self._reason = reason
             self._complain(reason)
-            self._count_drop(time.time_ns())
+            self._count_drop(now_ns())
 
     # -- queued -----------------------------------------------------------------------------------------------
 
@@ -524,7 +533,7 @@ class StreamWriter:
             segment = self._segment
             if self._busy or self.closed or segment is None or segment.first_seq > self.seq:
                 return
-            if time.time_ns() - segment.created_ns > self.options.segment_age_s * 1e9:
+            if now_ns() - segment.created_ns > self.options.segment_age_s * 1e9:
                 self._fast = None
                 self._rotate()
 
