@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -727,3 +728,40 @@ def test_a_clock_that_is_wrong_costs_no_event(tmp_path, monkeypatch, durability,
     assert {event.time_ns for event in chunk.events} == {kept}
     assert {check(event) for event in chunk.events} == {None}
     assert not list(fsck(str(tmp_path / "s")))
+
+
+@pytest.mark.parametrize("durability", LEVELS)
+def test_a_spool_that_somebody_removed_is_begun_anew_and_what_it_held_is_on_record(tmp_path, durability):
+    warnings = []
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append)
+    write_metrics(writer, 5)
+    writer.flush()
+    shutil.rmtree(tmp_path / "s")
+    writer.check_files()  # as the keeper does each second
+    write_metrics(writer, 3)
+    writer.close()
+    assert writer.dropped == 5
+    assert len(warnings) == 1
+    events, end = only(tmp_path / "s")
+    assert end == "closed"
+    assert [e["type"] for e in events] == ["run_start", "gap", "metrics", "metrics", "metrics"]
+    assert events[1]["dropped"] == 5
+    assert "somebody removed" in events[1]["reason"]
+
+
+def test_a_segment_that_somebody_removed_is_followed_by_another(tmp_path):
+    """As `rsync --remove-source-files` does: the stream goes on, its missing seqs tell what is gone."""
+    warnings = []
+    writer = make_writer(tmp_path / "s", warn=warnings.append)
+    write_metrics(writer, 5)
+    (key,) = streams(tmp_path / "s")
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    os.unlink(os.path.join(folder, layout.segment_name(1)))
+    writer.check_files()
+    write_metrics(writer, 3)
+    writer.close()
+    assert len(warnings) == 1
+    assert writer.writer == key.writer
+    chunk = StreamReader(folder, at_home=True, patience_s=0.0).read()
+    assert [e.seq for e in chunk.events] == [7, 8, 9]
+    assert [(lost.first, lost.last) for lost in chunk.lost] == [(1, 6)]

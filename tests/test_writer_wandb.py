@@ -43,6 +43,8 @@ log({"x": 1.0, "b": True, "n": None, "s": "str", "l": [1, 2, 3], "t": (1, 2), "n
     "bf": torch.tensor(0.5, dtype=torch.bfloat16), "bools": np.array([True, False]), "grad": torch.ones(2, requires_grad=True),
     "npb": np.bool_(True), "long": "z" * 300_000})
 log({"mix": [{"a": 1}, [1, 2], None, "x", float("nan")], "empty": {}, "el": [], "bytes": b"abc", "uni": "\\u00e9\\u4e2d"})
+log({"huge": 10**400, "tiny": -10**400, "td": [datetime.timedelta(*t) for t in
+    ((0,), (1, 2, 5), (-1,), (730,), (400, 18060), (0, 3723), (-1, 86398, 500000), (0, 59, 500000))]})
 log({"dec": Decimal("1.5"), "fr": Fraction(1, 2), "cx": 1 + 2j, "day": datetime.date(2020, 1, 2), "set": {7},
     "red": Color.RED, "low": Level.LOW, "p": pathlib.Path("/a/b"), "fn": len, "keys": {3: 1, True: 2}})
 log({"g": 1}, step=10)

@@ -73,6 +73,7 @@ class _Shared:
 
     def end(self) -> None:
         """Writes `run_end` (main streams only: an aux stream decides nothing) and seals the stream."""
+        self.stream.check_files()
         if self.stream.role == "main":
             end = {"status": self.status, "exit_code": self.exit_code, "at": self.at_ns}
             self.stream.append("run_end", optional(**end))

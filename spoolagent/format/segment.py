@@ -169,6 +169,10 @@ class Segment:
         self.broken = True
         return False
 
+    def is_removed(self) -> bool:
+        """True when somebody removed the open file: what is written to it, nobody will see."""
+        return self.fd >= 0 and os.fstat(self.fd).st_nlink == 0
+
     def close(self) -> None:
         """Frees the descriptor; a write that comes after that is refused instead of going to whoever gets its number."""
         fd, self.fd = self.fd, -1

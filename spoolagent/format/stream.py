@@ -470,14 +470,14 @@ class StreamWriter:
                 f"{error.strerror or error}): a power cut may lose it. Training goes on, it is tried again."
             )
 
-    def _count_drop(self, at_ns: int) -> None:
+    def _count_drop(self, at_ns: int, count: int = 1) -> None:
         self._fast = None  # the gap goes on record first
-        self.dropped += 1
+        self.dropped += count
         old = self._gap
         if old is None:
-            self._gap = _Gap(1, at_ns, at_ns, self._reason)
+            self._gap = _Gap(count, at_ns, at_ns, self._reason)
         else:
-            self._gap = _Gap(old.dropped + 1, old.first_ns, at_ns, self._reason)
+            self._gap = _Gap(old.dropped + count, old.first_ns, at_ns, self._reason)
 
     def drop(self, reason: str) -> None:
         """Puts one event on record that could not even be prepared (its blob was refused)."""
@@ -503,7 +503,7 @@ class StreamWriter:
     def tick(self) -> None:
         """Called each second by the keeper's thread: fsync, LIVE, rotation by age."""
         try:
-            self._check_descriptor()
+            self.check_files()
             self._sync_quietly()
             self._rotate_by_age()
             if time.monotonic() >= self._renew_at and self._live is not None:
@@ -512,12 +512,37 @@ class StreamWriter:
         except OSError as error:
             self._failed(error)
 
-    def _check_descriptor(self) -> None:
-        with self._lock:
-            if self._busy or self._segment is None or self._segment.check_descriptor():
+    def check_files(self) -> None:
+        """Notices what others did to the stream's files; the next event then begins a segment, or a stream, anew."""
+        with self._sync_lock, self._lock:
+            segment = self._segment
+            if self._busy or self.closed or segment is None:
                 return
-            # A daemon that closes all descriptors: the next event opens a segment of its own.
-            self._fast = None
+            if segment.check_descriptor() and not segment.is_removed():
+                return
+            self._fast = None  # also after a daemon that closes all descriptors
+            segment.broken = True
+            if not os.path.isdir(self._dir):
+                self._begin_anew(segment)
+            elif segment.fd >= 0:
+                self._complain(f"somebody removed {segment.path}: what nobody had read of it is lost")
+
+    def _begin_anew(self, removed: Segment) -> None:
+        """The stream is gone, with all that was in it: another takes its place, and says how much was lost."""
+        lost = self.seq - max(removed.first_seq, 2) + 1  # the first is its start, which is written again
+        self._reason = f"somebody removed {self._dir}"
+        self._complain(self._reason)
+        for segment in (removed, *self._retired):
+            segment.close()
+        if self._live is not None:
+            self._live.release()
+        self.writer, self.seq = new_writer_id(), 0
+        self._live = self._segment = None
+        self._retired.clear()
+        self._unnamed.clear()
+        self._dirty = False
+        if lost > 0:
+            self._count_drop(now_ns(), lost)
 
     def _sync_quietly(self) -> None:
         try:
