@@ -102,6 +102,7 @@ class _Planner:
 
     def add_points(self, event: Event, metrics: dict[str, Any], prefix: str = "") -> None:
         milliseconds, step = event.wall_ns // 1_000_000, event.step or 0
+        milliseconds = max(0, milliseconds)  # MLflow refuses what is before 1970
         names, points = self.names, self.plan.points
         for name, value in metrics.items():
             name = prefix + name if prefix else name  # noqa: PLW2901 - the hot loop

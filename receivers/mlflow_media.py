@@ -95,7 +95,7 @@ def _image(event: Event, writer: str, blobs: str) -> Iterator[File]:
     if data.get("path"):
         yield _as_is(data, data["path"], source)
         return
-    milliseconds = event.wall_ns // 1_000_000
+    milliseconds = max(0, event.wall_ns // 1_000_000)
     ident = uuid.uuid5(_SPACE, f"{writer}/{event.seq}")
     stem = f"images/{escape_key(data['key'])}+step+{event.step or 0}+timestamp+{milliseconds}+{ident}"
     if not _has_pillow():

@@ -114,7 +114,7 @@ class Rows:
         if held.api == "wandb":  # as its log(): without a step into the open row, a repeated name replaces
             current = self.last_step + 1 if row.step is None else row.step
             return point.step is None or point.step == current
-        if point.step is None or point.step != row.step:
+        if point.step != row.step:  # a row without a step is open only when its event said so
             return False
         return not any(
             name in row.values and not _continues(row.values[name], text)

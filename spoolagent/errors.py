@@ -25,10 +25,6 @@ class NewerFormat(FormatError):
     """The spool, stream or segment was written in a later format than this version reads."""
 
 
-class EventTooLarge(SpoolError, ValueError):
-    """An event line would exceed 1 MiB; its payload belongs in a blob."""
-
-
 class Locked(SpoolError):
     """Another process of ours holds the lock that this one needs."""
 

@@ -968,3 +968,16 @@ def test_no_answer_is_never_a_refusal():
             error = MlflowException("API request failed", error_code=code)
             error.__cause__ = lost("gone")
             assert type(translate(error, "logging")) is Unreachable, (lost, code)
+
+
+def test_a_time_before_1970_is_1970(rig, client, name):
+    """TensorBoard takes such a time, MLflow refuses the whole request for it."""
+    points = [metrics({"m": 1.0 + step}, step=step, at=at) for step, at in enumerate((-5 * 10**9, -1, 0))]
+    outcome = rig.deliver(make_batch(make_stream(), start(name), *points))
+    assert not outcome.dead
+    (run,) = runs_in(client, name)
+    assert [(p.timestamp, p.value) for p in client.get_metric_history(run.info.run_id, "m")] == [
+        (0, 1.0),
+        (0, 2.0),
+        (0, 3.0),
+    ]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -11,11 +12,15 @@ import threading
 import pytest
 from plain_reader import read_stream
 from spool_help import make_writer, python, streams, until, write_metrics
+from writer_help import read_spool
 
-from spoolagent.errors import EventTooLarge, NameRefused, UsageError
+from spoolagent.errors import NameRefused, UsageError
 from spoolagent.format import attempts, layout, live
 from spoolagent.format.durable import set_fault
 from spoolagent.format.ends import DeathWatch, end_dead_stream
+from spoolagent.format.events import check
+from spoolagent.format.names import is_legal, new_run_id
+from spoolagent.format.reader import StreamReader
 from spoolagent.format.stream import StreamWriter
 from spoolagent.fsck import fsck
 
@@ -563,13 +568,59 @@ def test_names_that_differ_by_case_are_refused(tmp_path):
     assert [key.run for key in streams(tmp_path / "s")] == ["Run"]
 
 
-def test_too_large_an_event_is_the_callers_mistake(tmp_path):
-    writer = make_writer(tmp_path / "s")
-    with pytest.raises(EventTooLarge):
-        writer.append("custom", {"name": "x", "data": "y" * (1 << 20)})
+LEVELS = ("process", "interval", "always", "queued")
+
+
+@pytest.mark.parametrize("durability", LEVELS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_value_that_fits_in_no_line_is_a_drop_on_record(tmp_path, durability, first):
+    warnings = []
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append)
+    if not first:  # then it comes by the hot path
+        writer.append("custom", {"name": "x", "data": 0})
+    writer.append("custom", {"name": "x", "data": "y" * (1 << 20)})
     writer.append("custom", {"name": "x", "data": "y" * 1000})
     writer.close()
-    assert [e["seq"] for e in only(tmp_path / "s")[0]] == [1, 2]
+    assert writer.dropped == 1
+    assert len(warnings) == 1
+    events = only(tmp_path / "s")[0]
+    assert [e["seq"] for e in events] == list(range(1, len(events) + 1))
+    (gap,) = (e for e in events if e["type"] == "gap")
+    assert gap["dropped"] == 1
+    assert gap["reason"].startswith("a custom event of 1048")
+    assert [len(str(e["data"])) for e in events if e["type"] == "custom"][-1] == 1000
+
+
+@pytest.mark.parametrize("durability", LEVELS)
+@pytest.mark.parametrize("step", [None, 5])
+def test_names_that_fit_in_no_line_are_written_in_several(tmp_path, durability, step):
+    """With one time, and as one row of W&B: the last part says what the caller said of it."""
+    writer = make_writer(tmp_path / "s", durability=durability, warn=pytest.fail)
+    values = {f"name/{i}": i / 7 for i in range(100_000)}
+    fields = {"metrics": values} if step is None else {"metrics": values, "step": step, "commit": True}
+    writer.append("metrics", {"metrics": {"a": 1.0}})
+    writer.append("metrics", fields)
+    writer.close()
+    _, _, *parts = (e for e in only(tmp_path / "s")[0] if e["type"] != "run_end")
+    assert len(parts) > 2
+    assert {name: value for part in parts for name, value in part["metrics"].items()} == values
+    assert len({part["at"] for part in parts}) == 1
+    assert {part.get("step") for part in parts} == {step}
+    assert [part.get("commit") for part in parts] == [False] * (len(parts) - 1) + [fields.get("commit")]
+
+
+def test_of_many_names_only_those_that_fit_nowhere_are_dropped(tmp_path):
+    writer = make_writer(tmp_path / "s", warn=lambda _: None)
+    texts = {"a": "x" * 600_000, "b": "y" * 600_000, "c": "z" * 1_100_000, "d": "w"}
+    writer.append("param", {"params": texts, "overwrite": True})
+    writer.append("tag", {"tags": dict.fromkeys(texts)})
+    writer.close()
+    events = only(tmp_path / "s")[0]
+    params = [e for e in events if e["type"] == "param"]
+    assert {name for e in params for name in e["params"]} == {"a", "b", "d"}
+    assert all(e["overwrite"] for e in params)
+    (gap,) = (e for e in events if e["type"] == "gap")
+    assert "param event 'c' of 1100" in gap["reason"]
 
 
 def test_unknown_durability_is_refused(tmp_path):
@@ -623,3 +674,94 @@ def test_a_segment_that_fills_while_it_is_synced_stays_open_until_the_next_sync(
     writer.close()
     assert warnings == [] and writer.dropped == 0
     assert [e["step"] for e in only(tmp_path / "s")[0][1:]] == list(range(63))
+
+
+def test_a_child_forked_before_the_stream_exists_has_one_of_its_own(tmp_path):
+    """With a queue, or a disk that refuses, nothing is made at the start: parent and child would share a name."""
+    writer = make_writer(tmp_path / "s", durability="queued", warn=pytest.fail)
+    writer.open()
+    child = os.fork()
+    if child == 0:
+        write_metrics(writer, 2)
+        writer.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    write_metrics(writer, 3)
+    writer.close()
+    found = {header.role: events for header, events in read_spool(tmp_path / "s").values()}
+    assert [e.type for e in found["main"]] == ["run_start"] + ["metrics"] * 3
+    assert [e.type for e in found["aux"]] == ["run_start"] + ["metrics"] * 2
+
+
+def test_a_queue_whose_thread_does_not_start_is_written_at_the_end(tmp_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    writer = make_writer(tmp_path / "s", durability="queued", warn=pytest.fail)
+    write_metrics(writer, 3)
+    writer.close()
+    assert [e["type"] for e in only(tmp_path / "s")[0]] == ["run_start"] + ["metrics"] * 3
+
+
+@pytest.mark.parametrize("durability", LEVELS)
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [(-5, 0), (-(10**19), 0), (2**63, 2**63 - 1), (2**64 - 1, 2**63 - 1), (32 * 10**18, 2**63 - 1)],
+)
+def test_a_clock_that_is_wrong_costs_no_event(tmp_path, monkeypatch, durability, told, kept):
+    """Before 1970, after 2262, beyond 64 bits: every reader gets the nearest time that an event can have."""
+    warnings = []
+    monkeypatch.setattr("time.time_ns", lambda: told)
+    assert is_legal(new_run_id())
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append)
+    write_metrics(writer, 600)  # more than the reader's fast lane takes at once
+    writer.close()
+    monkeypatch.undo()
+    assert writer.dropped == 0
+    assert len(warnings) == 1
+    assert "clock is wrong" in warnings[0]
+    (key,) = streams(tmp_path / "s")
+    chunk = StreamReader(layout.stream_dir(str(tmp_path / "s"), key), at_home=True).read()
+    assert not chunk.bad
+    assert len(chunk.events) == 601
+    assert {event.time_ns for event in chunk.events} == {kept}
+    assert {check(event) for event in chunk.events} == {None}
+    assert not list(fsck(str(tmp_path / "s")))
+
+
+@pytest.mark.parametrize("durability", LEVELS)
+def test_a_spool_that_somebody_removed_is_begun_anew_and_what_it_held_is_on_record(tmp_path, durability):
+    warnings = []
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append)
+    write_metrics(writer, 5)
+    writer.flush()
+    shutil.rmtree(tmp_path / "s")
+    writer.check_files()  # as the keeper does each second
+    write_metrics(writer, 3)
+    writer.close()
+    assert writer.dropped == 5
+    assert len(warnings) == 1
+    events, end = only(tmp_path / "s")
+    assert end == "closed"
+    assert [e["type"] for e in events] == ["run_start", "gap", "metrics", "metrics", "metrics"]
+    assert events[1]["dropped"] == 5
+    assert "somebody removed" in events[1]["reason"]
+
+
+def test_a_segment_that_somebody_removed_is_followed_by_another(tmp_path):
+    """As `rsync --remove-source-files` does: the stream goes on, its missing seqs tell what is gone."""
+    warnings = []
+    writer = make_writer(tmp_path / "s", warn=warnings.append)
+    write_metrics(writer, 5)
+    (key,) = streams(tmp_path / "s")
+    folder = layout.stream_dir(str(tmp_path / "s"), key)
+    os.unlink(os.path.join(folder, layout.segment_name(1)))
+    writer.check_files()
+    write_metrics(writer, 3)
+    writer.close()
+    assert len(warnings) == 1
+    assert writer.writer == key.writer
+    chunk = StreamReader(folder, at_home=True, patience_s=0.0).read()
+    assert [e.seq for e in chunk.events] == [7, 8, 9]
+    assert [(lost.first, lost.last) for lost in chunk.lost] == [(1, 6)]

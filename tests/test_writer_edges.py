@@ -9,10 +9,11 @@ import pytest
 from cli_help import clean_env
 from writer_help import only
 
+import spoolagent.writers.mlflow as mlflow
 import spoolagent.writers.wandb as wandb
 from spoolagent.cli.common import print_json
-from spoolagent.errors import EventTooLarge
 from spoolagent.writers import Run
+from spoolagent.writers.tensorboard import SummaryWriter
 
 
 def script(tmp_path, text):
@@ -56,11 +57,19 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "spool"
 
 
-@pytest.mark.parametrize("more", [{"name": "x" * 3_000_000}, {"tags": {"t": "x" * 3_000_000}}])
-def test_a_start_that_fits_in_no_line_is_refused_before_anything_happens(place, more):
-    with pytest.raises(EventTooLarge, match="what describes the run"):
-        Run(**more)
-    assert not place.exists()
+def test_what_describes_a_run_and_fits_in_no_line_is_cut_or_told_later(place):
+    tags = {f"t{i}": "x" * 100 for i in range(20_000)}
+    labels = [f"label-{i}" for i in range(60_000)]
+    config = {f"k{i}": "v" * 100 for i in range(20_000)}
+    with Run(name="n" * 3_000_000, notes="ü" * 3_000_000, tags=tags, labels=labels, config=config) as run:
+        run.log({"a": 1.0})
+    (start,) = only(place, "run_start")
+    assert (start["name"], start["notes"]) == ("n" * 4000, "ü" * 4000)
+    assert {k: v for e in only(place, "tag") for k, v in e["tags"].items()} == tags
+    assert {k: v for e in only(place, "param") for k, v in e["params"].items()} == config
+    assert [e["data"] for e in only(place, "custom")] == [{"labels": labels}]
+    assert run.dropped == 2  # each text that was cut is on record
+    assert sum(e["dropped"] for e in only(place, "gap")) == 2
 
 
 @pytest.mark.parametrize("step", [1 << 63, (1 << 64) - 1, 1 << 64, -(1 << 63) - 1, np.uint64((1 << 64) - 1)])
@@ -75,6 +84,101 @@ def test_a_step_beyond_64_bits_is_refused_and_the_run_goes_on(place, step):
     wandb.log({"a": 1})
     mine.finish()
     assert [event["step"] for event in only(place, "metrics")] == [7, 0]
+
+
+BIG = "x" * (2 << 20)
+"""A text of 2 MiB: what every real library takes without a word."""
+
+
+def _wandb(call):
+    def run():
+        with wandb.init(project="p") as run:
+            call(run)
+
+    return run
+
+
+def _mlflow(call):
+    def run():
+        with mlflow.start_run():
+            call()
+
+    return run
+
+
+def _board(call):
+    def run():
+        with SummaryWriter() as writer:
+            call(writer)
+
+    return run
+
+
+HUGE = {
+    "wandb config value": _wandb(lambda run: run.config.update({"a": BIG, "b": 1})),
+    "wandb config names": _wandb(lambda run: run.config.update({f"k{i}": i for i in range(100_000)})),
+    "wandb summary value": _wandb(lambda run: run.summary.update({"a": BIG, "b": 1})),
+    "wandb metrics": _wandb(lambda run: run.log({f"m{i}": i / 7 for i in range(100_000)})),
+    "wandb text": _wandb(lambda run: run.log({"t": BIG})),
+    "wandb name of a metric": _wandb(lambda run: run.log({BIG: 1.0})),
+    "wandb list": _wandb(lambda run: run.log({"t": [BIG]})),
+    "wandb name": _wandb(lambda run: setattr(run, "name", BIG)),
+    "wandb notes": _wandb(lambda run: setattr(run, "notes", BIG)),
+    "wandb tags": _wandb(lambda run: setattr(run, "tags", [f"t{i}" for i in range(200_000)])),
+    "wandb alert": _wandb(lambda run: run.alert("t", BIG)),
+    "wandb define_metric": _wandb(lambda run: run.define_metric(BIG)),
+    "wandb table": _wandb(lambda run: run.log({"t": wandb.Table(columns=["a"], data=[[BIG]])})),
+    "wandb init": lambda: wandb.init(
+        name=BIG, notes=BIG, group=BIG, job_type=BIG, config={"a": BIG}
+    ).finish(),
+    "wandb artifact": _wandb(
+        lambda run: run.log_artifact(wandb.Artifact("a", "t", description=BIG, metadata={"m": BIG}))
+    ),
+    "mlflow params": _mlflow(lambda: mlflow.log_params({f"k{i}": "y" * 5000 for i in range(300)})),
+    "mlflow param": _mlflow(lambda: mlflow.log_param("k", BIG)),
+    "mlflow tags": _mlflow(lambda: mlflow.set_tags({f"k{i}": "y" * 5000 for i in range(300)})),
+    "mlflow tag": _mlflow(lambda: mlflow.set_tag("k", BIG)),
+    "mlflow name": _mlflow(lambda: mlflow.set_tag("mlflow.runName", BIG)),
+    "mlflow dict": _mlflow(lambda: mlflow.log_dict({"a": BIG}, "d.json")),
+    "mlflow text": _mlflow(lambda: mlflow.log_text(BIG, "d.txt")),
+    "mlflow table": _mlflow(lambda: mlflow.log_table({"a": [BIG]}, "t.json")),
+    "mlflow metrics": _mlflow(lambda: mlflow.log_metrics({f"m{i}": 1.0 for i in range(100_000)})),
+    "tensorboard tag": _board(lambda writer: writer.add_scalar(BIG, 1.0)),
+    "tensorboard text": _board(lambda writer: writer.add_text("t", BIG)),
+    "tensorboard hparams": _board(lambda writer: writer.add_hparams({"t": BIG}, {"m": 1.0})),
+    "tensorboard histogram": _board(
+        lambda writer: writer.add_histogram("h", np.arange(300_000.0), bins=200_000)
+    ),
+}
+"""Calls of more than a line holds; each one was tried with the real library, which takes it."""
+DROPPED = {
+    *("wandb config value", "wandb summary value", "wandb name of a metric", "wandb name", "wandb notes"),
+    *("wandb tags", "wandb alert", "wandb define_metric", "wandb init", "wandb artifact", "tensorboard tag"),
+    *("tensorboard hparams", "tensorboard histogram"),
+}
+"""Those of which a value fits in no line and has no blob: on record as dropped."""
+
+KEPT = {
+    "wandb config value": 1,
+    "wandb config names": 100_000,
+    "wandb summary value": 1,
+    "wandb metrics": 100_000,
+    "mlflow params": 300,
+    "mlflow tags": 300,
+    "mlflow metrics": 100_000,
+}
+"""How many names are stored of those that have many."""
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_more_than_a_line_holds_is_stored_or_a_drop_on_record(what, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    HUGE[what]()
+    found = only(place)
+    assert any(e["type"] == "gap" for e in found) == (what in DROPPED)
+    fields = ("params", "tags", "summary", "metrics")
+    names = {name for e in found for field in fields for name in e.get(field) or ()}
+    assert len(names) >= KEPT.get(what, 0)
 
 
 def test_a_time_that_is_no_int_is_refused(place):

@@ -149,7 +149,15 @@ KEYS = [
     "k" * 251,
 ]
 STEPS = {"text": "1", "none": None, "numpy": np.int64(4), "negative": -3, "list": [1], "empty": ""}
-STAMPS = {"text": "x", "negative": -3, "zero": 0, "numpy": np.int64(7), "float": 1.5}
+STAMPS = {
+    "text": "x",
+    "negative": -3,
+    "zero": 0,
+    "numpy": np.int64(7),
+    "float": 1.5,
+    "year 5000": 10**14,
+    "last": 2**63 - 1,
+}
 
 
 def calls(m):
@@ -330,6 +338,17 @@ def test_numbers_beyond_64_bits_are_refused(spool, step, stamp):
     with ours.start_run(), pytest.raises(ours.MlflowException, match="invalid value"):
         ours.log_metric("k", 1.0, step=step, timestamp=stamp)
     assert only(spool, "metrics") == []
+
+
+def test_a_time_after_2262_is_the_last_that_there_is(spool, capsys, monkeypatch):
+    """MLflow takes milliseconds of 64 bits: the value must not be lost for its time."""
+    monkeypatch.setattr("spoolagent.writers.process._warned", set())
+    with ours.start_run():
+        for step, stamp in enumerate((10**14, 2**63 - 1)):
+            ours.log_metric("k", 1.0, step=step, timestamp=stamp)
+    last = (2**63 - 1) // 1_000_000 * 1_000_000
+    assert [(e["step"], e["at"]) for e in only(spool, "metrics")] == [(0, last), (1, last)]
+    assert capsys.readouterr().err.count("2262") == 1
 
 
 # -- what cannot work offline ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_scalars(spool, tmp_path, monkeypatch):
             writer.add_scalar("every/step", 1.0, step)
         for tag in ("a b", "ü/ß", "loss%", "mAP@0.5", b"bytes", ""):
             writer.add_scalar(tag, 2.0, 1)
-        for walltime in (0, 12, 1_600_000_000.25, 1_634_567_890.1234567, np.float32(3.5)):
+        for walltime in (0, 12, 1_600_000_000.25, 1_634_567_890.1234567, np.float32(3.5), -5.0, -0.125, 9e9):
             writer.add_scalar("walltime", 1.0, 1, walltime)
         writer.add_scalar("keywords", scalar_value=1, global_step=2, walltime=3.0)
         writer.flush()
@@ -383,8 +384,6 @@ def test_mistakes_that_torch_does_not_name(spool):
         writer.add_text("t", 5)
     with pytest.raises(ValueError, match="at least one pixel"):
         writer.add_image("t", np.zeros((3, 0, 5)))
-    with pytest.raises(ValueError, match="walltime"):
-        writer.add_scalar("t", 1.0, 1, -5.0)
     with pytest.raises(NotImplementedError, match="graph_def"):
         writer.file_writer.add_event(real.writer.Event(graph_def=b"x"))
     writer.close()
@@ -420,6 +419,24 @@ def test_walltimes_come_back_as_they_were(seed):
     rng = np.random.default_rng(seed)
     for seconds in [*(rng.random(2000) * 4e9 + 1e7).tolist(), 0.0, 1e-9, 0.1, 1.5, 9e9]:
         assert tb_values.wall_ns(seconds) / 10**9 == seconds
+
+
+def test_a_walltime_that_no_event_can_have_is_the_nearest(spool, capsys, monkeypatch):
+    """torch takes any float: the value must not be lost for a time."""
+    monkeypatch.setattr("spoolagent.writers.process._warned", set())
+    times = [1e12, float("inf"), 1e300, -1e12, float("-inf"), float("nan")]
+    with ours.SummaryWriter("logs") as writer:
+        before = time.time_ns()
+        for step, walltime in enumerate(times):
+            writer.add_scalar("t", 1.0, step, walltime)
+        after = time.time_ns()
+        writer.add_text("t", "text", 1, walltime=1e12)
+    *found, text = fields(spool)
+    assert [e["step"] for e in found] == list(range(len(times)))
+    assert [e["at"] for e in found[:-1]] == [2**63 - 1] * 3 + [-(2**63)] * 2
+    assert before <= found[-1]["at"] <= after
+    assert text["at"] == 2**63 - 1
+    assert capsys.readouterr().err.count("walltime") == 1
 
 
 def test_the_start_says_what_the_user_named(spool, monkeypatch):

@@ -15,6 +15,7 @@ import wandb_writer_help as help_
 import spoolagent.writers.wandb as wandb
 from spoolagent.format import layout
 from spoolagent.testing import set_fault
+from spoolagent.writers import Run as SpoolRun
 from spoolagent.writers.wandb_errors import NotSupportedError
 from spoolagent.writers.wandb_run import Run
 
@@ -42,6 +43,8 @@ log({"x": 1.0, "b": True, "n": None, "s": "str", "l": [1, 2, 3], "t": (1, 2), "n
     "bf": torch.tensor(0.5, dtype=torch.bfloat16), "bools": np.array([True, False]), "grad": torch.ones(2, requires_grad=True),
     "npb": np.bool_(True), "long": "z" * 300_000})
 log({"mix": [{"a": 1}, [1, 2], None, "x", float("nan")], "empty": {}, "el": [], "bytes": b"abc", "uni": "\\u00e9\\u4e2d"})
+log({"huge": 10**400, "tiny": -10**400, "td": [datetime.timedelta(*t) for t in
+    ((0,), (1, 2, 5), (-1,), (730,), (400, 18060), (0, 3723), (-1, 86398, 500000), (0, 59, 500000))]})
 log({"dec": Decimal("1.5"), "fr": Fraction(1, 2), "cx": 1 + 2j, "day": datetime.date(2020, 1, 2), "set": {7},
     "red": Color.RED, "low": Level.LOW, "p": pathlib.Path("/a/b"), "fn": len, "keys": {3: 1, True: 2}})
 log({"g": 1}, step=10)
@@ -799,22 +802,30 @@ def test_nested_media_and_figures(spool):
     assert value["data"] == {"key": "n", "value": {"x": 1}}
 
 
-def test_user_time_and_huge_calls(spool):
+def test_user_time_and_huge_calls(spool, tmp_path):
     run = wandb.init(id="huge")
     run.log({"a": 1, "_timestamp": 1_600_000_000.5})
-    run.log({f"m{i}": i for i in range(9000)})
+    run.log({f"m{i}": i for i in range(100_000)})
     run.log({"l": list(range(200_000))})
     run.finish()
-    first, *chunks, last = logged(spool, "metrics")
+    first, *parts, last = logged(spool, "metrics")
     assert first["at"] == 1_600_000_000_500_000_000
-    assert [(len(c["metrics"]), c["commit"], c["step"]) for c in chunks] == [
-        (4000, False, 1),
-        (4000, False, 1),
-        (1000, True, 1),
-    ]
+    assert len(parts) > 2
+    assert [(p["commit"], p["step"]) for p in parts] == [(False, 1)] * (len(parts) - 1) + [(True, 1)]
+    rows = help_.history(help_.replay(spool, "huge", tmp_path / "log"))
+    assert [len(row) for row in rows] == [2, 100_001, 2]  # each with its _step
     assert (last["metrics"], last["commit"]) == ({}, True)
     (value,) = logged(spool, "custom")
     assert orjson.loads(blob(spool, value["blob"])) == list(range(200_000))
+
+
+def test_many_names_without_a_step_are_one_row(spool, tmp_path):
+    with SpoolRun(run="native") as run:
+        run.log({"a": 1.0})
+        run.log({f"m{i}": i for i in range(100_000)})
+        run.log({"a": 2.0})
+    rows = help_.history(help_.replay(spool, "native", tmp_path / "log"))
+    assert [len(row) for row in rows] == [2, 100_001, 2]
 
 
 def test_a_bad_disk_never_raises(spool, capsys):

@@ -11,7 +11,6 @@ from typing import Any
 
 from spoolagent.writers import mlflow_artifacts as _artifacts
 from spoolagent.writers import mlflow_book as _book
-from spoolagent.writers import mlflow_checks as _checks
 from spoolagent.writers import mlflow_client as tracking
 from spoolagent.writers import mlflow_entities as entities
 from spoolagent.writers import mlflow_errors as exceptions
@@ -36,6 +35,7 @@ from spoolagent.writers.mlflow_entities import Experiment, Run, RunOperations
 from spoolagent.writers.mlflow_errors import MlflowException, NotSupportedOffline
 from spoolagent.writers.mlflow_errors import not_offline as _not_offline
 from spoolagent.writers.mlflow_runs import Tracked as _Tracked
+from spoolagent.writers.process import warn_once as _warn_once
 
 __version__ = "3.17.2"
 """The version of MLflow whose API this follows."""
@@ -189,7 +189,7 @@ def create_experiment(
 ) -> str:
     """The id of a new experiment."""
     if trace_location is not None:
-        _checks.warn_once("trace", "mlflow: trace_location is not kept, there are no traces offline")
+        _warn_once("trace", "mlflow: trace_location is not kept, there are no traces offline")
     return _client.create_experiment(name, artifact_location, tags)
 
 
@@ -235,7 +235,7 @@ def get_registry_uri() -> str:
 
 def enable_system_metrics_logging() -> None:
     """Warns once: system metrics are not collected."""
-    _checks.warn_once("system", "mlflow: system metrics are not collected by spoolagent.writers.mlflow")
+    _warn_once("system", "mlflow: system metrics are not collected by spoolagent.writers.mlflow")
 
 
 def disable_system_metrics_logging() -> None:

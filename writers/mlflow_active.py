@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from spoolagent.writers import mlflow_book as book
-from spoolagent.writers.mlflow_checks import check_run_id, warn_once
+from spoolagent.writers.mlflow_checks import check_run_id
 from spoolagent.writers.mlflow_entities import Experiment, Run
 from spoolagent.writers.mlflow_errors import MlflowException, invalid
 from spoolagent.writers.mlflow_names import NOTE, PARENT, RUN_NAME, context_tags
 from spoolagent.writers.mlflow_runs import Tracked
+from spoolagent.writers.process import warn_once
 
 
 class _Active:

@@ -17,9 +17,10 @@ from spoolagent.format import blobs
 from spoolagent.format.lines import MAX_LINE
 from spoolagent.format.values import clean_text, to_json
 from spoolagent.writers.media import image_payload, raw_image
-from spoolagent.writers.mlflow_checks import check_file, check_folder, to_at_ns, to_step, warn_once
+from spoolagent.writers.mlflow_checks import check_file, check_folder, to_at_ns, to_step
 from spoolagent.writers.mlflow_errors import invalid, not_offline
 from spoolagent.writers.mlflow_runs import Tracked, now_ms
+from spoolagent.writers.process import warn_once
 from spoolagent.writers.run import list_files, optional
 
 _DEFERRED = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})

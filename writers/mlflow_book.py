@@ -10,7 +10,7 @@ from spoolagent.format.header import parse_header
 from spoolagent.format.lines import MAX_LINE, decode_line
 from spoolagent.format.names import check_name, new_run_id
 from spoolagent.writers import process
-from spoolagent.writers.mlflow_checks import check_experiment_name, check_run_id, warn_once
+from spoolagent.writers.mlflow_checks import check_experiment_name, check_run_id
 from spoolagent.writers.mlflow_entities import Experiment, ExperimentTag, LifecycleStage
 from spoolagent.writers.mlflow_errors import (
     RESOURCE_ALREADY_EXISTS,
@@ -20,6 +20,7 @@ from spoolagent.writers.mlflow_errors import (
 )
 from spoolagent.writers.mlflow_names import PARENT, RUN_NAME, experiment_id, new_run_name
 from spoolagent.writers.mlflow_runs import Tracked, guard, now_ms
+from spoolagent.writers.process import warn_once
 
 _runs: dict[str, Tracked] = {}
 _experiments: dict[str, Experiment] = {}
@@ -176,7 +177,11 @@ def earlier_start(run_id: str) -> dict[str, Any] | None:
     """The first `run_start` event of a run in this process's spool, or None."""
     place = process.place_from(os.environ)
     found = []
-    for key in layout.iter_streams(place.spool, place.site, run_id):
+    try:
+        streams = list(layout.iter_streams(place.spool, place.site, run_id))
+    except OSError:  # an unreadable spool is the stream writer's to complain about
+        return None
+    for key in streams:
         try:
             start = _read_start(layout.stream_dir(place.spool, key))
         except (OSError, FormatError):

@@ -5,8 +5,8 @@ import posixpath
 import re
 from typing import Any
 
-from spoolagent.format.stream import warn_on_stderr
 from spoolagent.writers.mlflow_errors import INTERNAL_ERROR, MlflowException, invalid
+from spoolagent.writers.process import warn_once
 from spoolagent.writers.run import check_step
 
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_EXPERIMENT = 250, 6000, 8000, 500
@@ -21,14 +21,6 @@ _KEEP = 100_000
 
 good_keys: set[str] = set()
 """Metric names that were checked already."""
-_warned: set[str] = set()
-
-
-def warn_once(topic: str, message: str) -> None:
-    """One line on standard error, once in a process for each topic."""
-    if topic not in _warned:
-        _warned.add(topic)
-        warn_on_stderr(message)
 
 
 def _resolves_elsewhere(name: str) -> bool:
@@ -127,13 +119,19 @@ def to_step(step: Any, where: str) -> int:
 
 
 def to_at_ns(timestamp: Any, where: str) -> int:
-    """The nanoseconds of a timestamp in milliseconds since the epoch. Raises MlflowException."""
+    """The nanoseconds of a timestamp in milliseconds since the epoch; after 2262 the last that there are.
+
+    Raises MlflowException for what MLflow refuses.
+    """
     try:
         milliseconds = -1 if isinstance(timestamp, (str, bytes)) else int(timestamp)
     except (TypeError, ValueError, OverflowError):
         milliseconds = -1
-    if not 0 <= milliseconds <= _MAX_MS:
+    if not 0 <= milliseconds <= STEP_MAX:
         raise invalid(f"invalid value {timestamp!r} for {where!r}: it must be milliseconds since 1970")
+    if milliseconds > _MAX_MS:
+        warn_once("timestamp", f"a timestamp of {milliseconds} ms is after the year 2262: {_MAX_MS} is kept")
+        return _MAX_MS * 1_000_000
     return milliseconds * 1_000_000
 
 

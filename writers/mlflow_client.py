@@ -7,10 +7,10 @@ from typing import Any
 from spoolagent.writers import mlflow_artifacts as artifacts
 from spoolagent.writers import mlflow_book as book
 from spoolagent.writers import process
-from spoolagent.writers.mlflow_checks import warn_once
 from spoolagent.writers.mlflow_entities import Experiment, Run, RunOperations, RunStatus
 from spoolagent.writers.mlflow_errors import not_offline
 from spoolagent.writers.mlflow_names import PARENT, RUN_NAME
+from spoolagent.writers.process import warn_once
 
 DONE = RunOperations()
 _uris: dict[str, str] = {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from spoolagent.errors import UsageError
 from spoolagent.format.live import host_name
 from spoolagent.format.names import check_name, is_legal
-from spoolagent.format.stream import DURABILITIES
+from spoolagent.format.stream import DURABILITIES, warn_on_stderr
 
 
 class Place(NamedTuple):
@@ -57,6 +57,23 @@ def rank_from(env: Mapping[str, str]) -> int | None:
         if value.isascii() and value.isdigit():
             return int(value)
     return None
+
+
+def parent_pid() -> int | None:
+    """The process that started this one by Python's `multiprocessing` (also joblib's and torch's); None: nothing did."""
+    loaded = sys.modules.get("multiprocessing.process")  # in such a child it is
+    parent = loaded.parent_process() if loaded is not None else None
+    return None if parent is None else parent.pid
+
+
+_warned: set[str] = set()
+
+
+def warn_once(topic: str, message: str) -> None:
+    """One line on standard error, once in a process for each topic."""
+    if topic not in _warned:
+        _warned.add(topic)
+        warn_on_stderr(message)
 
 
 class _Exit:

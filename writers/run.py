@@ -15,19 +15,24 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from spoolagent.errors import EventTooLarge
+import orjson
+
+from spoolagent.format import attempts, blobs
 from spoolagent.format.lines import MAX_LINE
 from spoolagent.format.live import host_name
 from spoolagent.format.names import check_name, new_run_id
 from spoolagent.format.stream import StreamOptions, StreamWriter
 from spoolagent.format.values import clean_text, metric_value, to_json
 from spoolagent.writers import process
+from spoolagent.writers.media import histogram, image_payload
 
 _STATUSES = ("finished", "failed", "killed")
 _ONCE = ("tags", "labels", "notes", "config")
 """What only a run's first stream says at its start: it may be changed since."""
 _LARGE = MAX_LINE // 2
 """Bytes of JSON or text from which a payload goes to a blob rather than into its line."""
+_SHORT = 4000
+"""Characters that are kept of a text that describes the run, where they do not all fit in its first line."""
 _STEPS = range(-(1 << 63), 1 << 63)
 """What a step can be."""
 
@@ -36,11 +41,10 @@ class _Shared:
     """One stream of this process, shared by all handles on the same run (two loggers in one script)."""
 
     def __init__(self, place: process.Place, run: str, start: dict[str, Any], attempt: int | None) -> None:
-        from spoolagent.format import attempts
-
         launch = attempts.launch_id(os.environ)
+        parent = _attempt_of_parent(place, run)
         if attempt is None:
-            attempt = _attempt_of(place, run, launch)
+            attempt = _attempt_of(place, run, launch, parent)
         self.start = {**start, "attempt": attempt}
         self._pid = os.getpid()
         self.handles = 0
@@ -52,6 +56,7 @@ class _Shared:
             place.site,
             run,
             self.start_fields,
+            role="main" if parent is None else "aux",
             attempt=attempt,
             launch=launch,
             options=StreamOptions(durability=place.durability),
@@ -68,6 +73,7 @@ class _Shared:
 
     def end(self) -> None:
         """Writes `run_end` (main streams only: an aux stream decides nothing) and seals the stream."""
+        self.stream.check_files()
         if self.stream.role == "main":
             end = {"status": self.status, "exit_code": self.exit_code, "at": self.at_ns}
             self.stream.append("run_end", optional(**end))
@@ -80,15 +86,24 @@ _guard = threading.RLock()
 _hooked = False
 
 
-def _attempt_of(place: process.Place, run: str, launch: str | None) -> int:
+def _attempt_of_parent(place: process.Place, run: str) -> int | None:
+    """The attempt of the process that this one helps: its parent logs to the same run, and decides its state."""
+    pid = process.parent_pid()
+    try:
+        return None if pid is None else attempts.attempt_of_parent(place.spool, place.site, run, pid)
+    except OSError:
+        return None
+
+
+def _attempt_of(place: process.Place, run: str, launch: str | None, parent: int | None) -> int:
     given = os.environ.get("SPOOLAGENT_ATTEMPT", "")
     if given.isascii() and given.isdigit() and int(given) > 0:
         return int(given)
+    if parent is not None:
+        return parent
     known = _attempts.get((place.spool, place.site, run))
     if known is not None:
         return known + 1  # this process ended the run, and now begins it again
-    from spoolagent.format import attempts
-
     try:
         return attempts.next_attempt(place.spool, place.site, run, launch)
     except OSError:
@@ -100,8 +115,8 @@ class Run:
 
     `run` is the run's id (default: `SPOOLAGENT_RUN`, else a new one); a process that gives the id of an
     earlier run adds an attempt to it. `name` is free text. `config` becomes the run's parameters. `tags` are
-    names with texts, `labels` bare words. Raises NameRefused (a ValueError) for an illegal site or run id,
-    EventTooLarge (a ValueError) when what describes the run does not fit in a line.
+    names with texts, `labels` bare words. Raises NameRefused (a ValueError) for an illegal site or run id. Of a
+    name or notes that do not fit in a line the beginning is kept.
     """
 
     def __init__(
@@ -153,10 +168,16 @@ class Run:
         if config_json and len(repr(config_json)) < _LARGE // 4:
             self._start["config"] = config_json
             config_json = {}
-        _check_fits(self._start)
+        moved, cut = _fit(self._start)
         self._shared = self._join()
-        for key, value in config_json.items():  # a huge one, a key at a time
-            self.event("param", {"params": {key: value}, "overwrite": True})
+        for what in cut:
+            self.drop(_cut_message(what))
+        if "tags" in moved:
+            self.event("tag", {"tags": moved["tags"]})
+        if "labels" in moved:
+            self.event("custom", {"name": "wandb.run", "data": {"labels": moved["labels"]}})
+        if config_json:
+            self.event("param", {"params": config_json, "overwrite": True})
 
     def _join(self, attempt: int | None = None) -> _Shared:
         key = (self.spool, self.site, self.id)
@@ -235,8 +256,6 @@ class Run:
 
     def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
         """Logs the distribution of an array or sequence of numbers (uses numpy)."""
-        from spoolagent.writers.media import histogram
-
         self.event(
             "histogram",
             {"key": clean_text(key), **histogram(values, bins), **optional(step=check_step(step))},
@@ -247,8 +266,6 @@ class Run:
 
         Float arrays are taken as 0..1. Nothing is encoded here: pixels are stored raw, the agent encodes them.
         """
-        from spoolagent.writers.media import image_payload
-
         data, fields = image_payload(image)
         self.with_blob(
             "image",
@@ -267,8 +284,6 @@ class Run:
 
     def log_files(self, kind: str, files: Sequence[tuple[str, str]], fields: dict[str, Any]) -> None:
         """An `artifact` or `model` event of files given as (path inside the artifact, source on this machine)."""
-        from spoolagent.format import blobs
-
         listed = []
         for inside, source in files:
             try:
@@ -281,13 +296,10 @@ class Run:
             except OSError as error:
                 self.drop(f"{source}: {error.strerror}")
                 return
-        for part in range(0, max(len(listed), 1), 4000):  # a line holds so many names
-            self.event(kind, {**to_json(fields), "files": listed[part : part + 4000]})
+        self.event(kind, {**to_json(fields), "files": listed})
 
     def with_blob(self, kind: str, fields: dict[str, Any], data: bytes) -> None:
         """Stores `data` as a blob, then appends the event that names it. A disk that refuses makes it a drop."""
-        from spoolagent.format import blobs
-
         try:
             ref = blobs.put_bytes(self.spool, self.site, data)
         except OSError as error:
@@ -295,15 +307,12 @@ class Run:
             return
         self.event(kind, {**fields, "blob": ref})
 
-    def json_event(self, kind: str, fields: dict[str, Any], large: str) -> None:
-        """An event whose field `large` may be of any size; beyond the line's limit it goes to a blob as JSON."""
-        import orjson
-
-        data = orjson.dumps(fields[large])
-        if len(data) < _LARGE:
-            self.event(kind, fields)
-        else:
-            self.with_blob(kind, {k: v for k, v in fields.items() if k != large}, data)
+    def shorten(self, what: str, text: str) -> str:
+        """`text`, which describes the run; cut, and counted as dropped, where it does not fit in a line."""
+        if len(text) < _LARGE // 6:
+            return text
+        self.drop(_cut_message(what))
+        return text[:_SHORT]
 
     def drop(self, reason: str) -> None:
         """Counts one event that could not be stored."""
@@ -371,15 +380,22 @@ class Run:
         self.finish("failed" if code else "finished", code)
 
 
-def _check_fits(start: dict[str, Any]) -> None:
-    """Raises EventTooLarge when a run's start is too large for a line, together with what the stream adds."""
-    import orjson
+def _cut_message(what: str) -> str:
+    return f"the run's {what} does not fit in a line of the spool: {_SHORT} characters are kept"
 
-    size = len(orjson.dumps(start))
-    if size > _LARGE:
-        raise EventTooLarge(
-            f"what describes the run (name, tags, notes, ...) has {size} bytes, more than {_LARGE}"
-        )
+
+def _fit(start: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Makes a run's start fit in a line: what was taken out to be told later, and the names of texts that were cut."""
+    moved: dict[str, Any] = {}
+    cut: list[str] = []
+    while len(orjson.dumps(start)) > _LARGE:
+        name = max(start, key=lambda name: len(orjson.dumps(start[name])))
+        if isinstance(start[name], str):
+            start[name] = start[name][:_SHORT]
+            cut.append(name)
+        else:
+            moved[name] = start.pop(name)
+    return moved, cut
 
 
 def status_of(kind: type[BaseException] | None, error: BaseException | None) -> int:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from spoolagent.format.lines import MAX_LINE
 from spoolagent.format.values import metric_value, to_json
+from spoolagent.writers.process import warn_once
 
 if TYPE_CHECKING:
     import numpy as np
 
+NS = 1_000_000_000
 STEPS = 2**63
 """Steps are smaller than this, and not smaller than its negative."""
 LARGE = MAX_LINE // 8
@@ -35,15 +37,19 @@ def step_number(step: Any) -> int:
 
 
 def wall_ns(walltime: Any) -> int:
-    """Seconds since the epoch as the nearest nanoseconds, which give the same float back.
+    """Seconds since the epoch as the nearest nanoseconds, which give the same float back; torch takes any float.
 
-    Raises TypeError for what is no number, ValueError for what is no time.
+    Beyond 64 bits (before 1677, after 2262, infinite) the nearest that there is, for NaN the time now, with a warning.
+    Raises TypeError for what is no number.
     """
     if isinstance(walltime, (str, bytes)):
         raise TypeError(f"walltime must be a number of seconds, got {walltime!r}")
     seconds = float(walltime)
-    if not 0 <= seconds < STEPS / 1e9:
-        raise ValueError(f"walltime must be seconds since the epoch, got {walltime!r}")
+    if not -STEPS / NS <= seconds < STEPS / NS:
+        warn_once(
+            "walltime", f"a walltime of {seconds} s cannot be kept: the nearest that can is, for NaN now"
+        )
+        return now_ns() if seconds != seconds else STEPS - 1 if seconds > 0 else -STEPS  # noqa: PLR0124 - NaN test
     numerator, denominator = seconds.as_integer_ratio()
     return (numerator * 2_000_000_000 + denominator) // (2 * denominator)
 

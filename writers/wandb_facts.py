@@ -52,7 +52,7 @@ class RunFacts:
     def name(self, name: str) -> None:
         self._check_running("name")
         self._settings.run_name = name
-        self._tell(name=str(name))
+        self._tell(name=self._spool.shorten("name", str(name)))
 
     @property
     def notes(self) -> str | None:
@@ -63,7 +63,7 @@ class RunFacts:
     def notes(self, notes: str) -> None:
         self._check_running("notes")
         self._settings.run_notes = notes
-        self._tell(notes=str(notes))
+        self._tell(notes=self._spool.shorten("text of notes", str(notes)))
 
     @property
     def tags(self) -> tuple[str, ...]:

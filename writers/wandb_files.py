@@ -1,5 +1,6 @@
 """A run's own directory, and the files that `wandb.save` puts on record."""
 
+import glob
 import os
 import time
 from typing import Any
@@ -105,8 +106,6 @@ def _state(path: str) -> tuple[int, int] | None:
 def _matches(whole: str, *, expand: bool) -> list[str]:
     if not expand:
         return [whole] if os.path.lexists(whole) else []
-    import glob
-
     return sorted(glob.glob(whole))
 
 

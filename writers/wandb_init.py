@@ -124,7 +124,10 @@ def _remember(run: Run) -> None:
 def _check_resume(settings: Settings, run_id: str) -> None:
     """Raises UsageError for `resume="never"` of a run that this spool holds."""
     place = process.place_from(os.environ)
-    there = bool(list_names(run_dir(place.spool, place.site, run_id)))
+    try:
+        there = bool(list_names(run_dir(place.spool, place.site, run_id)))
+    except OSError:  # an unreadable spool is the stream writer's to complain about
+        return
     if settings.resume == "never" and there:
         raise UsageError(f"run {run_id!r} exists already, and resume='never' was given: use another id")
     if settings.resume == "must" and not there:

@@ -28,8 +28,8 @@ from spoolagent.writers.wandb_settings import Settings
 from spoolagent.writers.wandb_summary import Summary
 
 _SPECIAL = frozenset(("", "_step", "_timestamp"))
-_CHUNK = 4000
-"""Metrics in one event: more would not fit in a line."""
+_LARGE = 128 << 10
+"""Characters of an artifact's metadata that surely leave room for names of files in its line."""
 _REFUSED = frozenset(
     {
         "display",
@@ -134,29 +134,19 @@ class Run(RunFacts):
             for part in parts:
                 self._write_part(part, row, at_ns)
             if metrics or close or not parts:
-                if len(metrics) > _CHUNK or at_ns is not None:
-                    self._write_metrics(metrics, row, close, at_ns)
-                else:
-                    self._stream.append_event(
-                        {
-                            "seq": 0,
-                            "time": 0,
-                            "type": "metrics",
-                            "metrics": metrics,
-                            "step": row,
-                            "commit": close,
-                        }
-                    )
+                event = {
+                    "seq": 0,
+                    "time": 0,
+                    "type": "metrics",
+                    "metrics": metrics,
+                    "step": row,
+                    "commit": close,
+                }
+                if at_ns is not None:
+                    event["at"] = at_ns
+                self._stream.append_event(event)
             if close and row == self._step:
                 self._step = row + 1
-
-    def _write_metrics(self, metrics: dict[str, Any], row: int, close: bool, at_ns: int | None) -> None:
-        names = list(metrics)
-        for start in range(0, max(len(names), 1), _CHUNK):
-            some = {name: metrics[name] for name in names[start : start + _CHUNK]}
-            last = start + _CHUNK >= len(names)
-            fields = {"metrics": some, "step": row, "commit": close and last}
-            self._stream.append("metrics", {**fields, **optional(at=at_ns)})
 
     def _write_part(self, part: Part, row: int, at_ns: int | None) -> None:
         fields = {**part.fields, "step": row, "commit": False, **optional(at=at_ns)}
@@ -208,7 +198,8 @@ class Run(RunFacts):
         wait = getattr(wait_duration, "total_seconds", lambda: wait_duration or 60)()
         if not isinstance(wait, (int, float)):
             raise TypeError("wait_duration must be an int, float, or datetime.timedelta")
-        fields = {"title": clean_text(str(title)), "text": clean_text(str(text)), "level": name}
+        said = self._spool.shorten("text of an alert", clean_text(str(text)))
+        fields = {"title": clean_text(str(title)), "text": said, "level": name}
         self._spool.event("alert", {**fields, "wait_s": wait})
 
     def write_logs(self, text: str) -> None:
@@ -243,7 +234,11 @@ class Run(RunFacts):
         self, kind: str, artifact: "wandb_artifact.Artifact", aliases: Any
     ) -> "wandb_artifact.Artifact":
         artifact.aliases = wandb_artifact.resolve_aliases(aliases)
-        self._spool.log_files(kind, artifact.listing(), artifact.fields(artifact.aliases))
+        fields = artifact.fields(artifact.aliases)
+        if len(repr(fields.get("metadata"))) > _LARGE:
+            self._spool.drop(f"the metadata of artifact {artifact.name} do not fit in a line of the spool")
+            del fields["metadata"]
+        self._spool.log_files(kind, artifact.listing(), fields)
         return artifact
 
     def _artifact(self, given: Any, name: str | None, kind: str) -> "wandb_artifact.Artifact":
@@ -307,10 +302,7 @@ class Run(RunFacts):
 
     def _config_changed(self, values: dict[str, Any]) -> None:
         self._check_running("config")
-        for key, value in values.items() if len(repr(values)) > 100_000 else ():
-            self._spool.event("param", {"params": to_json({key: value}), "overwrite": True})
-        if len(repr(values)) <= 100_000:
-            self._spool.event("param", {"params": to_json(values), "overwrite": True})
+        self._spool.event("param", {"params": to_json(values), "overwrite": True})
 
     def _summary_changed(self, values: dict[str, Any]) -> None:
         self._check_running("summary")

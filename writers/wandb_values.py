@@ -72,6 +72,8 @@ def _object(value: Any, compress: bool) -> Any:
             return base(value)
     if hasattr(value, "isoformat"):
         return value.isoformat()
+    if type(value).__module__ == "datetime" and hasattr(value, "total_seconds"):
+        return _duration(value)
     if hasattr(type(value), "__dataclass_fields__") and not isinstance(value, type):
         names = type(value).__dataclass_fields__
         return {name: friendly(getattr(value, name), compress=compress) for name in names}
@@ -82,6 +84,21 @@ def _object(value: Any, compress: bool) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _duration(value: Any) -> str:
+    """A timedelta as ISO 8601 spells it, with years of 365 days, as pydantic does for W&B."""
+    size = abs(value)
+    minutes, seconds = divmod(size.seconds, 60)
+    fraction = f".{size.microseconds:06}".rstrip("0") if size.microseconds else ""
+    date = _units((size.days // 365, "Y"), (size.days % 365, "D"))
+    time = _units((minutes // 60, "H"), (minutes % 60, "M"))
+    time += f"{seconds}{fraction}S" if seconds or fraction or not date + time else ""
+    return ("-" if value.days < 0 else "") + f"P{date}" + (f"T{time}" if time else "")
+
+
+def _units(*counts: tuple[int, str]) -> str:
+    return "".join(f"{count}{unit}" for count, unit in counts if count)
 
 
 def key_text(key: Any) -> str:

@@ -43,6 +43,19 @@ def next_attempt(spool: str, site: str, run: str, launch: str | None) -> int:
     return latest if alive else latest + 1
 
 
+def attempt_of_parent(spool: str, site: str, run: str, pid: int) -> int | None:
+    """The attempt in which the process `pid` of this machine writes to the run now; None when it does not.
+
+    Raises OSError when the spool cannot be read.
+    """
+    for key, header in _headers(spool, site, run):
+        stream = layout.stream_dir(spool, key)
+        owner, _ = live.read_owner(stream)
+        if owner is not None and (owner.host, owner.pid) == (live.host_name(), pid) and _seems_alive(stream):
+            return header.attempt
+    return None
+
+
 def _headers(spool: str, site: str, run: str) -> list[tuple[layout.StreamKey, Header]]:
     found = []
     for key in layout.iter_streams(spool, site, run):

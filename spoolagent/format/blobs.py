@@ -1,12 +1,12 @@
 """Blobs: payloads beside the events, named by their SHA-256, equal content stored once."""
 
 import errno
-import hashlib
 import os
 from typing import Any
 
 from spoolagent.errors import FormatError, SpoolError
 from spoolagent.format.durable import fsync_dir, make_dirs, publish, temporary, write_all
+from spoolagent.format.hashes import new_sha256
 from spoolagent.format.layout import blob_path
 from spoolagent.format.plain import open_plain
 from spoolagent.format.spool import create_spool
@@ -37,7 +37,7 @@ def _check_spool(spool: str) -> None:
 def put_bytes(spool: str, site: str, data: bytes) -> dict[str, Any]:
     """Stores `data`, durably, and returns its reference."""
     _check_spool(spool)
-    digest = hashlib.sha256(data).hexdigest()
+    digest = new_sha256(data).hexdigest()
     path = blob_path(spool, site, digest)
     if not _is_there(path, len(data)):
         make_dirs(os.path.dirname(path))
@@ -52,7 +52,7 @@ def put_file(spool: str, site: str, source: str) -> dict[str, Any]:
     _check_spool(spool)
     folder = os.path.join(spool, "sites", site, "blobs")
     make_dirs(folder)
-    digest, size = hashlib.sha256(), 0
+    digest, size = new_sha256(), 0
     with open(source, "rb") as file, temporary(os.path.join(folder, "incoming")) as (fd, temp):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -80,14 +80,14 @@ def read_blob(path: str, ref: dict[str, Any]) -> bytes:
     """The bytes of the blob at `path`. Raises FormatError when they are not what `ref` names, OSError when missing."""
     with open_plain(path) as file:
         data = file.read(ref["size"] + 1)
-    if len(data) != ref["size"] or hashlib.sha256(data).hexdigest() != ref["sha256"]:
+    if len(data) != ref["size"] or new_sha256(data).hexdigest() != ref["sha256"]:
         raise FormatError(f"{path} is damaged: its content does not match its name; run 'spoolagent fsck'")
     return data
 
 
 def check_blob(path: str, sha256: str) -> bool:
     """True when the file's content has the hash that its name says."""
-    digest = hashlib.sha256()
+    digest = new_sha256()
     with open_plain(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

@@ -7,6 +7,7 @@ from zlib import crc32
 
 import orjson
 
+from spoolagent.format.clock import MAX_NS
 from spoolagent.format.events import Event
 from spoolagent.format.lines import CRC_BYTES
 
@@ -27,7 +28,10 @@ def plain_events(lines: list[bytes], first_seq: int) -> list[Event] | None:
         found = list(map(orjson.loads, lines))
         if list(map(_seq, found)) != list(range(first_seq, first_seq + len(lines))):
             return None
-        fields = zip(count(first_seq), map(_time, found), map(_type, found), found, strict=False)
+        times = list(map(_time, found))
+        if min(times) < 0 or max(times) > MAX_NS:
+            return None
+        fields = zip(count(first_seq), times, map(_type, found), found, strict=False)
         # Event(...) is a Python function; this makes the same tuples in half the time.
         return list(map(tuple.__new__, repeat(Event), fields))
     except (orjson.JSONDecodeError, KeyError, TypeError):

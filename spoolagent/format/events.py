@@ -7,6 +7,7 @@ on, what does not becomes a dead letter.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from spoolagent.format.clock import MAX_NS, within
 from spoolagent.format.layout import MAX_SEQ
 from spoolagent.format.values import number
 
@@ -94,8 +95,10 @@ def parse_event(data: dict[str, Any]) -> Event | None:
     seq, time_ns, kind = data.get("seq"), data.get("time"), data.get("type")
     if type(seq) is not int or not 0 < seq <= MAX_SEQ:
         return None
-    if type(time_ns) is int and type(kind) is str and 0 <= time_ns < 2**63:
-        return Event(seq, time_ns, kind, data)
+    if type(time_ns) is int and type(kind) is str:
+        return Event(
+            seq, within(time_ns), kind, data
+        )  # a wrong clock is no reason to lose what it was asked for
     return None
 
 
@@ -104,7 +107,7 @@ def check(event: Event) -> str | None:
 
     An unknown type is reported too: it is a dead letter that can be retried after an upgrade.
     """
-    if type(event.type) is not str or type(event.time_ns) is not int or not 0 <= event.time_ns < 2**63:
+    if type(event.type) is not str or type(event.time_ns) is not int or not 0 <= event.time_ns <= MAX_NS:
         return "time or type is not what an event has"
     rule = _RULES.get(event.type)
     if rule is None:
@@ -113,8 +116,8 @@ def check(event: Event) -> str | None:
     step, at = data.get("step"), data.get("at")
     if step is not None and (type(step) is not int or not -(2**63) <= step < 2**63):
         return "step is not a 64-bit integer"
-    if at is not None and (type(at) is not int or not 0 <= at < 2**63):
-        return "at is not a time in nanoseconds"
+    if at is not None and (type(at) is not int or not -(2**63) <= at < 2**63):
+        return "at is not a 64-bit number of nanoseconds"
     try:
         rule(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -23,9 +23,16 @@ class Kept(Protocol):
 
 
 _kept: "weakref.WeakSet[Kept]" = weakref.WeakSet()
+_known: "weakref.WeakSet[Kept]" = weakref.WeakSet()
+"""What is to be told of a fork, looked after or not (yet)."""
 _thread: threading.Thread | None = None
 _guard = threading.Lock()
 _stop = threading.Event()
+
+
+def know(item: Kept) -> None:
+    """Calls `item.after_fork()` in each forked child, as long as it is referenced elsewhere."""
+    _known.add(item)
 
 
 def keep(item: Kept) -> None:
@@ -58,9 +65,9 @@ def _run(stop: threading.Event) -> None:
 def _after_fork_in_child() -> None:
     global _thread, _guard, _stop
     _guard, _stop, _thread = threading.Lock(), threading.Event(), None
-    for item in list(_kept):
-        item.after_fork()
     _kept.clear()
+    for item in list(_known):
+        item.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,11 +10,11 @@ import errno
 import fcntl
 import os
 import struct
-import time
 from typing import NamedTuple
 
 import orjson
 
+from spoolagent.format.clock import now_ns
 from spoolagent.format.durable import discard, fault_point
 from spoolagent.format.layout import FILE_MODE, LIVE_FILE
 from spoolagent.format.plain import open_plain
@@ -84,9 +84,7 @@ class Live:
 
     def renew(self) -> None:
         """Writes the content anew, at once and in one piece (observers elsewhere see it change)."""
-        text = orjson.dumps(
-            {"host": host_name(), "boot": self._boot, "pid": self._pid, "time": time.time_ns()}
-        )
+        text = orjson.dumps({"host": host_name(), "boot": self._boot, "pid": self._pid, "time": now_ns()})
         fault_point("renew", os.path.join(self._stream, LIVE_FILE))
         os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
 

@@ -2,9 +2,9 @@
 
 import os
 import re
-import time
 
 from spoolagent.errors import NameRefused
+from spoolagent.format.clock import now_ns
 
 _LEGAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
@@ -42,7 +42,7 @@ def check_case(kind: str, parent: str, name: str) -> None:
 
 def new_run_id() -> str:
     """A UUIDv7 (RFC 9562) as 32 hex digits: sorts by time, and has the shape of an MLflow run id."""
-    stamp = time.time_ns() // 1_000_000
+    stamp = now_ns() // 1_000_000
     rand = int.from_bytes(os.urandom(10), "big")
     value = (stamp & (2**48 - 1)) << 80 | rand
     value = value & ~(0xF << 76) | 0x7 << 76
@@ -52,4 +52,4 @@ def new_run_id() -> str:
 
 def new_writer_id() -> str:
     """A writer id: creation time in ms (so that listings sort) and 64 random bits. Never used twice."""
-    return f"w{time.time_ns() // 1_000_000:012x}-{os.urandom(8).hex()}"
+    return f"w{now_ns() // 1_000_000:012x}-{os.urandom(8).hex()}"

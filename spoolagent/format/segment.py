@@ -4,18 +4,16 @@ import contextlib
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from spoolagent.errors import FormatError
 from spoolagent.format import durable
+from spoolagent.format.hashes import new_sha256
 from spoolagent.format.layout import FILE_MODE, FORMAT, segment_name
 from spoolagent.format.lines import MAX_LINE, decode_line, encode_line, has_valid_crc
 
 _HASH_EVERY = 1 << 16
 """Bytes that may wait for the running hash: few enough to be hashed in some 50 us."""
-
-if TYPE_CHECKING:
-    import hashlib
 
 
 class Origin(NamedTuple):
@@ -27,12 +25,6 @@ class Origin(NamedTuple):
     role: str
     attempt: int
     launch: str | None
-
-
-def _sha256() -> "hashlib._Hash":
-    import hashlib  # at the first segment: loading OpenSSL costs 5 ms, which an import of a writer need not
-
-    return hashlib.sha256()
 
 
 class Segment:
@@ -72,7 +64,7 @@ class Segment:
         """Bytes that are on disk for sure."""
         self._doubted = False
         """An fsync has failed: from now on it says nothing about the bytes that it was called for."""
-        self._sha = _sha256()
+        self._sha = new_sha256()
         self._is_hash_unknown = False
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
@@ -177,6 +169,10 @@ class Segment:
         self.broken = True
         return False
 
+    def is_removed(self) -> bool:
+        """True when somebody removed the open file: what is written to it, nobody will see."""
+        return self.fd >= 0 and os.fstat(self.fd).st_nlink == 0
+
     def close(self) -> None:
         """Frees the descriptor; a write that comes after that is refused instead of going to whoever gets its number."""
         fd, self.fd = self.fd, -1
@@ -246,7 +242,7 @@ class Segment:
         return self._sha.hexdigest()
 
     def _sha256_read(self) -> str:
-        digest = _sha256()
+        digest = new_sha256()
         with open(self.path, "rb") as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)

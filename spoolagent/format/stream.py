@@ -16,8 +16,9 @@ from zlib import crc32
 import orjson
 from orjson import dumps
 
-from spoolagent.errors import EventTooLarge, SpoolError, UsageError
-from spoolagent.format import durable, keeper, layout, live
+from spoolagent.errors import SpoolError, UsageError
+from spoolagent.format import durable, keeper, large, layout, live
+from spoolagent.format.clock import now_ns, within
 from spoolagent.format.lines import MAX_LINE, encode_line, seal
 from spoolagent.format.names import check_case, new_writer_id
 from spoolagent.format.segment import Origin, Segment
@@ -57,6 +58,10 @@ def warn_on_stderr(message: str) -> None:
 
 
 _ENDED = "the run has ended"
+
+
+class _TooLarge(Exception):
+    """The event does not fit in a line."""
 
 
 def blank(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -134,10 +139,11 @@ class StreamWriter:
         self._start = start
         self._warn = warn
         self._reset()
+        keeper.know(self)
 
     def _reset(self) -> None:
         self.writer = new_writer_id()
-        self._born_ns = time.time_ns()
+        self._born_ns = now_ns()
         self.seq = 0
         """seq of the last event written."""
         self.closed = False
@@ -173,7 +179,8 @@ class StreamWriter:
     def append(self, kind: str, fields: dict[str, Any]) -> None:
         """Appends one event; `fields` must be JSON already (see `spoolagent.format.values`).
 
-        Raises EventTooLarge beyond 1 MiB, TypeError for what orjson cannot write: both before anything happens.
+        Raises TypeError for what orjson cannot write, before anything happens. What is larger than a line (1 MiB)
+        becomes several events, or counts as dropped (`spoolagent.format.large`).
         """
         self.append_event(blank(kind, fields))
 
@@ -191,7 +198,7 @@ class StreamWriter:
                 event["seq"], event["time"] = seq, time.time_ns()
                 body = dumps(event)[:-1]
                 if len(body) > _MAX_BODY:
-                    raise _too_large(event, body)  # noqa: TRY301 - a call more would cost the hot path
+                    raise _TooLarge  # noqa: TRY301 - a call would cost the hot path
                 segment.append(b'%b,"crc":"%08x"}\n' % (body, crc32(body)))
                 self.seq = seq
                 self._dirty = True
@@ -202,7 +209,13 @@ class StreamWriter:
                     self.seq, self._dirty = max(self.seq, seq), True
                 else:
                     self._failed(error)
-                    self._count_drop(time.time_ns())
+                    self._count_drop(now_ns())
+            except (_TooLarge, TypeError):  # also a clock that says more than 64 bits hold
+                if segment.size > before:  # a signal handler's, just after the write
+                    self.seq, self._dirty = max(self.seq, seq), True
+                    raise
+                self._busy = False
+                self._append_slowly(event)
             except BaseException:
                 self._fast = None
                 if segment.size > before:
@@ -214,14 +227,25 @@ class StreamWriter:
     def _append_slowly(self, event: dict[str, Any]) -> None:
         """Whatever is unusual: the first event, a full segment, a refusing disk, `always`, a queue."""
         del event["seq"]  # only writing gives it one
-        event["time"] = time.time_ns()
+        event["time"] = now_ns()
         body = dumps(event)
         if len(body) > _MAX_BODY:
-            raise _too_large(event, body)
-        if self._queue is not None:
+            self._append_parts(event, len(body))
+        elif self._queue is not None:
             self._queue.put(body)
         else:
             self._append_body(body)
+
+    def _append_parts(self, event: dict[str, Any], size: int) -> None:
+        """An event of `size` bytes as several that fit, or as a drop."""
+        kind, at_ns = event["type"], event["time"]
+        fields = {name: value for name, value in event.items() if name not in ("seq", "time", "type")}
+        parts = list(large.split(kind, fields, at_ns))
+        if len(parts) == 1:
+            self.drop(large.describe(kind, fields, size))
+            return
+        for part in parts:
+            self.append(kind, part)
 
     def _append_body(self, body: bytes) -> None:
         with self._lock:
@@ -339,6 +363,11 @@ class StreamWriter:
 
     def _create(self) -> None:
         """Makes the directory under a dot name, locks it, writes header and start, and renames it into view."""
+        told = time.time_ns()
+        if told != within(told):
+            self._warn(
+                f"this machine's clock is wrong, it says {told} ns since 1970: events get the nearest time"
+            )
         spool = create_spool(self.spool)
         runs = os.path.dirname(self._dir_of_run())
         check_case("site", os.path.dirname(os.path.dirname(runs)), self.site)
@@ -354,7 +383,7 @@ class StreamWriter:
             self._origin: Origin = Origin(
                 spool.uuid, self.run, self.writer, self.role, self.attempt, self.launch
             )
-            segment = Segment(hidden, 1, self._origin, None, time.time_ns())
+            segment = Segment(hidden, 1, self._origin, None, now_ns())
             start = {"seq": 1, "time": self._born_ns, "type": "run_start", **self._start()}
             segment.append(encode_line(start))
             segment.sync()
@@ -409,13 +438,13 @@ class StreamWriter:
         if prev is None:  # the last try to open one failed after the rotation
             prev = self._retired[-1].sha256() if self._retired else self._prev
         self._prev: str = prev
-        self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, time.time_ns())
+        self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, now_ns())
         self._unnamed.add(self._dir)
 
     def _write_gap(self, gap: _Gap) -> None:
         assert self._segment is not None
         fields = {"dropped": gap.dropped, "from": gap.first_ns, "to": gap.last_ns, "reason": gap.reason}
-        event = {"seq": self.seq + 1, "time": time.time_ns(), "type": "gap", **fields}
+        event = {"seq": self.seq + 1, "time": now_ns(), "type": "gap", **fields}
         try:
             self._append_next(self._segment, encode_line(event))
         finally:
@@ -441,21 +470,21 @@ class StreamWriter:
                 f"{error.strerror or error}): a power cut may lose it. Training goes on, it is tried again."
             )
 
-    def _count_drop(self, at_ns: int) -> None:
+    def _count_drop(self, at_ns: int, count: int = 1) -> None:
         self._fast = None  # the gap goes on record first
-        self.dropped += 1
+        self.dropped += count
         old = self._gap
         if old is None:
-            self._gap = _Gap(1, at_ns, at_ns, self._reason)
+            self._gap = _Gap(count, at_ns, at_ns, self._reason)
         else:
-            self._gap = _Gap(old.dropped + 1, old.first_ns, at_ns, self._reason)
+            self._gap = _Gap(old.dropped + count, old.first_ns, at_ns, self._reason)
 
     def drop(self, reason: str) -> None:
         """Puts one event on record that could not even be prepared (its blob was refused)."""
         with self._lock:
             self._reason = reason
             self._complain(reason)
-            self._count_drop(time.time_ns())
+            self._count_drop(now_ns())
 
     # -- queued -----------------------------------------------------------------------------------------------
 
@@ -474,7 +503,7 @@ class StreamWriter:
     def tick(self) -> None:
         """Called each second by the keeper's thread: fsync, LIVE, rotation by age."""
         try:
-            self._check_descriptor()
+            self.check_files()
             self._sync_quietly()
             self._rotate_by_age()
             if time.monotonic() >= self._renew_at and self._live is not None:
@@ -483,12 +512,37 @@ class StreamWriter:
         except OSError as error:
             self._failed(error)
 
-    def _check_descriptor(self) -> None:
-        with self._lock:
-            if self._busy or self._segment is None or self._segment.check_descriptor():
+    def check_files(self) -> None:
+        """Notices what others did to the stream's files; the next event then begins a segment, or a stream, anew."""
+        with self._sync_lock, self._lock:
+            segment = self._segment
+            if self._busy or self.closed or segment is None:
                 return
-            # A daemon that closes all descriptors: the next event opens a segment of its own.
-            self._fast = None
+            if segment.check_descriptor() and not segment.is_removed():
+                return
+            self._fast = None  # also after a daemon that closes all descriptors
+            segment.broken = True
+            if not os.path.isdir(self._dir):
+                self._begin_anew(segment)
+            elif segment.fd >= 0:
+                self._complain(f"somebody removed {segment.path}: what nobody had read of it is lost")
+
+    def _begin_anew(self, removed: Segment) -> None:
+        """The stream is gone, with all that was in it: another takes its place, and says how much was lost."""
+        lost = self.seq - max(removed.first_seq, 2) + 1  # the first is its start, which is written again
+        self._reason = f"somebody removed {self._dir}"
+        self._complain(self._reason)
+        for segment in (removed, *self._retired):
+            segment.close()
+        if self._live is not None:
+            self._live.release()
+        self.writer, self.seq = new_writer_id(), 0
+        self._live = self._segment = None
+        self._retired.clear()
+        self._unnamed.clear()
+        self._dirty = False
+        if lost > 0:
+            self._count_drop(now_ns(), lost)
 
     def _sync_quietly(self) -> None:
         try:
@@ -504,7 +558,7 @@ class StreamWriter:
             segment = self._segment
             if self._busy or self.closed or segment is None or segment.first_seq > self.seq:
                 return
-            if time.time_ns() - segment.created_ns > self.options.segment_age_s * 1e9:
+            if now_ns() - segment.created_ns > self.options.segment_age_s * 1e9:
                 self._fast = None
                 self._rotate()
 
@@ -627,7 +681,3 @@ class StreamWriter:
         self.dropped = 0
         self._reset()
         self.closed = closed
-
-
-def _too_large(event: dict[str, Any], body: bytes) -> EventTooLarge:
-    return EventTooLarge(f"a {event['type']} event of {len(body)} bytes does not fit in a line: use a blob")

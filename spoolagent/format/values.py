@@ -29,8 +29,15 @@ def metric_value(value: Any) -> MetricValue:
     if kind is not int and kind is not float:
         value = _number(value)
     if type(value) is int:
-        return value if _INT_MIN <= value <= _INT_MAX else _float_name(float(value))
+        return value if _INT_MIN <= value <= _INT_MAX else _float_name(_to_float(value))
     return value if value - value == 0.0 else _float_name(value)
+
+
+def _to_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of 309 digits and more
+        return math.inf if value > 0 else -math.inf
 
 
 def _number(value: Any) -> int | float:

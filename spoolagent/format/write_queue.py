@@ -29,10 +29,19 @@ class WriteQueue:
                 self._bytes += len(body)
                 self._changed.notify_all()
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
-                    self._thread.start()
+                    self._thread = self._start()
         if full or self._closing:
             self._drop(body)
+
+    def _start(self) -> threading.Thread | None:
+        thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
+        try:
+            thread.start()
+        except (
+            RuntimeError
+        ):  # no thread can be had now, or at interpreter shutdown; the next event tries again
+            return None
+        return thread
 
     def _run(self) -> None:
         while True:
@@ -54,7 +63,11 @@ class WriteQueue:
         return self._closing
 
     def drain(self, timeout_s: float) -> None:
-        """Waits until all that was put is written, at most `timeout_s`."""
+        """Waits until all that was put is written, at most `timeout_s`. Without a thread it is written here."""
+        while self._thread is None and self._items:
+            body = self._items.popleft()
+            self._bytes -= len(body)
+            self._write(body)
         with self._changed:
             self._changed.wait_for(lambda: not self._items and not self._writing, timeout_s)
 

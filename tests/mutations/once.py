@@ -72,7 +72,7 @@ MUTATIONS = (
         "damaged-blob-delivered",
         "a receiver gets a blob whose content is not what the event names",
         FORMAT,
-        'if len(data) != ref["size"] or hashlib.sha256(data).hexdigest() != ref["sha256"]:',
+        'if len(data) != ref["size"] or new_sha256(data).hexdigest() != ref["sha256"]:',
         'if len(data) != ref["size"]:',
         ("test_small_promises.py::test_a_damaged_blob_is_not_read",),
     ),

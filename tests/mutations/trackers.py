@@ -104,7 +104,7 @@ MUTATIONS = (
         "rows-of-two-steps-joined",
         "values of two steps go into one row",
         WANDB_ROWS,
-        "if point.step is None or point.step != row.step:",
+        "if point.step != row.step:",
         "if point.step is None:",
         ("test_wandb_rows.py::test_nothing_is_lost_and_saving_in_between_changes_nothing",),
     ),
