@@ -20,12 +20,12 @@ from spoolagent.format.values import clean_text
 from spoolagent.writers import tb_runs, tb_values
 from spoolagent.writers.run import optional, status_of
 from spoolagent.writers.tb_files import FileWriter
-from spoolagent.writers.tb_unsupported import Unsupported
+from spoolagent.writers.tb_plugins import Plugins
 
 _STEPS = tb_values.STEPS
 
 
-class SummaryWriter(Unsupported):
+class SummaryWriter(Plugins):
     """Logs to the run that `log_dir` names (default: `runs/<time>_<host><comment>`).
 
     The directory is created and can be written to; the event file is the receiver's affair. `max_queue`,
