@@ -236,9 +236,10 @@ def _hparams(event: Event, _blobs: str) -> Records:
     wall_ns, step = event.wall_ns, event.step
     name = data.get("run_name") or str(wall_ns / tb.NS)
     outer = subrun(event)
+    where = outer if name == "." else f"{outer}/{name}" if outer else name
     made = [tb.summary_event(wall_ns / tb.NS, step, summary) for summary in _hparams_summaries(data)]
     made += [tb.scalar(wall_ns, step, key, number(value)) for key, value in data["metrics"].items()]
-    return f"{outer}/{name}" if outer else name, b"".join(made)
+    return where, b"".join(made)
 
 
 def _hparams_summaries(data: dict[str, Any]) -> list[bytes]:

@@ -375,6 +375,20 @@ def test_hparams(spool, tmp_path, monkeypatch):
     assert ("named/run", "hparams", "_hparams_/session_start_info") in got
 
 
+@pytest.mark.parametrize("name", [".", "./", "a/../b", "{log_dir}", "{log_dir}/c"])
+def test_hyperparameters_in_the_run_itself(name, spool, tmp_path, monkeypatch):
+    """A run_name that leads back to log_dir is no sub-run."""
+
+    def script(module, log_dir, clock):
+        with module.SummaryWriter(log_dir) as writer:
+            writer.add_scalar("x", 1.0, 1)
+            clock.tick()
+            writer.add_hparams({"lr": 0.1}, {"m": 0.5}, run_name=name.format(log_dir=log_dir))
+
+    got = compare(script, spool, tmp_path, monkeypatch)
+    assert ((".", "scalar", "m") in got) == (name in (".", "./", "{log_dir}"))
+
+
 def test_summaries_that_the_caller_built(spool, tmp_path, monkeypatch):
     """Lightning logs hyperparameters so."""
 

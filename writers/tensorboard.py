@@ -199,7 +199,8 @@ class SummaryWriter(Plugins):
     ) -> None:
         """Logs hyperparameters with the metrics they led to, in a sub-run (default: named by the time)."""
         fields = tb_values.hparams(hparam_dict, metric_dict, hparam_domain_discrete)
-        self._log("hparams", {**fields, **optional(run_name=run_name or None)}, global_step, None)
+        name = tb_runs.below(self.log_dir, run_name) if run_name else None
+        self._log("hparams", {**fields, **optional(run_name=name)}, global_step, None)
 
     def _log(
         self, kind: str, fields: dict[str, Any], global_step: Any, walltime: Any, blob: bytes | None = None
