@@ -15,6 +15,7 @@ from spoolagent.writers import mlflow_checks as _checks
 from spoolagent.writers import mlflow_client as tracking
 from spoolagent.writers import mlflow_entities as entities
 from spoolagent.writers import mlflow_errors as exceptions
+from spoolagent.writers import mlflow_utils as utils
 from spoolagent.writers.mlflow_active import (
     ActiveRun,
     active_run,
@@ -347,4 +348,5 @@ __all__ = [
     "set_tracking_uri",
     "start_run",
     "tracking",
+    "utils",
 ]

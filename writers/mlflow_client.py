@@ -6,6 +6,7 @@ from typing import Any
 
 from spoolagent.writers import mlflow_artifacts as artifacts
 from spoolagent.writers import mlflow_book as book
+from spoolagent.writers import mlflow_utils as context
 from spoolagent.writers import process
 from spoolagent.writers.mlflow_checks import warn_once
 from spoolagent.writers.mlflow_entities import Experiment, Run, RunOperations, RunStatus
@@ -214,3 +215,15 @@ class MlflowClient:
     def log_table(self, run_id: str, data: Any, artifact_file: str) -> None:
         """Adds rows to the table in a JSON file."""
         artifacts.log_table(book.find_run(run_id), data, artifact_file)
+
+
+__all__ = [
+    "DONE",
+    "MlflowClient",
+    "context",
+    "done",
+    "get_tracking_uri",
+    "is_tracking_uri_set",
+    "set_tracking_uri",
+    "warn_links",
+]
