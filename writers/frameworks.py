@@ -57,6 +57,8 @@ def _use_modules(name: str, parts: dict[str, str]) -> None:
     for loaded in [other for other in sys.modules if other.startswith(f"{name}.")]:
         del sys.modules[loaded]  # a library must not get one half of each
     sys.modules[name] = _ours(name)
+    if name == "mlflow":
+        _ours("mlflow_flavors").register(name)
     for full, file in parts.items():
         parent, _, leaf = full.rpartition(".")
         sys.modules[full] = part = _ours(file)
