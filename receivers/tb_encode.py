@@ -133,12 +133,25 @@ def session_start(wall_s: float, step: int) -> bytes:
 
 def summary_event(wall_s: float, step: int | None, summary: bytes) -> bytes:
     """A record with a serialized Summary."""
-    return record(b"\x09" + _DOUBLE(wall_s) + _step(step) + field_bytes(5, summary))
+    return event(wall_s, step, 5, summary)
+
+
+def event(wall_s: float, step: int | None, field: int, data: bytes) -> bytes:
+    """A record with any message in the field of this number."""
+    return record(b"\x09" + _DOUBLE(wall_s) + _step(step) + field_bytes(field, data))
 
 
 def value(tag: str, *fields: bytes) -> bytes:
     """A Summary with one Value: its tag and further fields, in the order of their numbers."""
     return field_bytes(1, field_text(1, tag) + b"".join(fields))
+
+
+def tensor_scalar(tag: str, number: float, *, double: bool) -> bytes:
+    """A Summary with a scalar in tensor form, as `add_scalar(new_style=True)` makes it."""
+    packed = field_bytes(6, _DOUBLE(number)) if double else field_bytes(5, float32(number))
+    tensor = field_int(1, 2 if double else 1) + packed  # DT_DOUBLE, DT_FLOAT
+    metadata = field_bytes(1, field_text(1, "scalars"))
+    return value(tag, field_bytes(8, tensor), field_bytes(9, metadata))
 
 
 @lru_cache(maxsize=8192)

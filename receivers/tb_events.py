@@ -81,7 +81,15 @@ def read_blob(blobs: str, reference: dict[str, Any]) -> bytes:
 
 def _metrics(event: Event, _blobs: str) -> Records:
     wall_ns, step = event.wall_ns, event.step
-    made = [tb.scalar(wall_ns, step, name, number(value)) for name, value in event.data["metrics"].items()]
+    kind = event.data.get("tensor")
+    metrics = {name: number(value) for name, value in event.data["metrics"].items()}
+    if kind is None:
+        made = [tb.scalar(wall_ns, step, name, value) for name, value in metrics.items()]
+    else:
+        made = [
+            tb.summary_event(wall_ns / tb.NS, step, tb.tensor_scalar(name, value, double=kind == "float64"))
+            for name, value in metrics.items()
+        ]
     return subrun(event), b"".join(made)
 
 
@@ -166,25 +174,56 @@ def _tb_summary(event: Event, blobs: str) -> Records:
         summary = read_blob(blobs, data["blob"])
     else:
         summary = base64.b64decode(data["base64"], validate=True)
-    _check_summary(summary)
-    return subrun(event), tb.summary_event(event.wall_ns / tb.NS, event.step, summary)
+    part = data.get("part") or "summary"
+    _check_message(part, summary)
+    return subrun(event), tb.event(event.wall_ns / tb.NS, event.step, _PARTS[part], summary)
 
 
-def _check_summary(summary: bytes) -> None:
-    """Bytes that are no Summary would stop TensorBoard at this record for good."""
+_PARTS = {"graph_def": 4, "summary": 5, "tagged_run_metadata": 8}
+"""Field numbers of event.proto."""
+
+
+def _check_message(part: str, data: bytes) -> None:
+    """Bytes that are no such message would stop TensorBoard at this record for good."""
+    if part not in _PARTS:
+        raise Undeliverable(f"unknown part {part!r} of an event: upgrade spoolagent, then retry")
     try:
         from google.protobuf.message import DecodeError
-        from tensorboard.compat.proto.summary_pb2 import (
-            Summary,  # pyright: ignore[reportAttributeAccessIssue] - generated at import, no stubs
-        )
+        from tensorboard.compat.proto import event_pb2, graph_pb2, summary_pb2
     except ImportError as error:
         raise Undeliverable(
             "tensorboard is missing: pip install 'spoolagent[tensorboard]', then retry"
         ) from error
+    kinds: dict[str, Any] = {  # generated at import, without stubs
+        "graph_def": getattr(graph_pb2, "GraphDef"),  # noqa: B009
+        "summary": getattr(summary_pb2, "Summary"),  # noqa: B009
+        "tagged_run_metadata": getattr(event_pb2, "TaggedRunMetadata"),  # noqa: B009
+    }
     try:
-        Summary.FromString(summary)
+        kinds[part].FromString(data)
     except DecodeError as error:
-        raise Undeliverable(f"not a serialized tensorboard.Summary: {error}") from error
+        raise Undeliverable(f"not a serialized tensorboard {part}: {error}") from error
+
+
+def _artifact(event: Event, _blobs: str) -> Records | None:
+    """Files that TensorBoard reads are put into the run's directory by the receiver; there is no record of them."""
+    return (subrun(event), b"") if is_beside(event) else None
+
+
+def is_beside(event: Event) -> bool:
+    """Whether the event is of files that lie beside the event file."""
+    return event.type == "artifact" and event.data.get("kind") == "tensorboard"
+
+
+def beside(event: Event, blobs: str) -> dict[str, bytes]:
+    """The files of such an event by their paths below the run's directory. Raises Undeliverable."""
+    made = {}
+    for file in event.data["files"]:
+        path = file["path"]
+        if "\0" in path or "tfevents" in path or any(not p or p.startswith(".") for p in path.split("/")):
+            raise Undeliverable(f"{path!r} is not a path below a run's directory")
+        made[path] = read_blob(blobs, file["blob"])
+    return made
 
 
 def _rewind(event: Event, _blobs: str) -> Records:
@@ -197,9 +236,10 @@ def _hparams(event: Event, _blobs: str) -> Records:
     wall_ns, step = event.wall_ns, event.step
     name = data.get("run_name") or str(wall_ns / tb.NS)
     outer = subrun(event)
+    where = outer if name == "." else f"{outer}/{name}" if outer else name
     made = [tb.summary_event(wall_ns / tb.NS, step, summary) for summary in _hparams_summaries(data)]
     made += [tb.scalar(wall_ns, step, key, number(value)) for key, value in data["metrics"].items()]
-    return f"{outer}/{name}" if outer else name, b"".join(made)
+    return where, b"".join(made)
 
 
 def _hparams_summaries(data: dict[str, Any]) -> list[bytes]:
@@ -255,6 +295,7 @@ _ENCODERS: dict[str, Callable[[Event, str], Records | None]] = {
     "image": _image,
     "video": _video,
     "histogram": _histogram,
+    "artifact": _artifact,
     "audio": _audio,
     "tb_summary": _tb_summary,
     "rewind": _rewind,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from spoolagent.contract import Batch, Options, Outcome, RunEnd, State
 from spoolagent.errors import Unreachable, UsageError
-from spoolagent.format.durable import make_dirs
+from spoolagent.format.durable import make_dirs, write_file
 from spoolagent.format.events import Event
 from spoolagent.format.values import number
 from spoolagent.receivers.appendfile import Append, append
@@ -84,6 +84,8 @@ class TensorBoardReceiver:
             return outcome
         parts = _encode(batch, place, outcome)
         outcome.damage = append(state, *self._appends(batch, place, parts, outcome))
+        for event in filter(tb_events.is_beside, batch.events):
+            self._put_beside(event, batch.blobs, place, outcome)
         if place.owner:
             _note_end(state, batch)
         return outcome
@@ -135,6 +137,21 @@ class TensorBoardReceiver:
             )
         return list(made.values())
 
+    def _put_beside(self, event: Event, blobs: str, place: Place, outcome: Outcome) -> None:
+        """Files beside the event file; the same again when the batch is delivered again."""
+        assert self._state is not None
+        name = tb_events.subrun(event)
+        try:
+            folder = self._placer.subdir(self._state, place.folder, sub_path(name) if name else "")
+            for inside, data in tb_events.beside(event, blobs).items():
+                path = os.path.join(self._root, folder, inside)
+                if os.path.isdir(path):
+                    raise tb_events.Undeliverable(f"{path} is a directory")
+                make_dirs(os.path.dirname(path))
+                write_file(path, data)
+        except (ForeignFiles, ValueError, FileExistsError, NotADirectoryError) as error:
+            outcome.dead[event.seq] = str(error)
+
     def _append(self, folder: str, place: Place, writer: str, wall_ns: int, seq: int, data: bytes) -> Append:
         assert self._state is not None
         return Append(
@@ -167,7 +184,7 @@ def _encode(batch: Batch, place: Place, outcome: Outcome) -> dict[str, _Part]:
     scalar = tb_encode.scalar
     for event in batch.events:
         data = event.data
-        if event.type == "metrics" and data.get("context") is None:
+        if event.type == "metrics" and data.get("context") is None and data.get("tensor") is None:
             main = parts.get("") or parts.setdefault("", _Part(first=event))
             wall_ns, step = event.wall_ns, event.step
             for name, value in data["metrics"].items():

@@ -354,14 +354,14 @@ def test_a_time_after_2262_is_the_last_that_there_is(spool, capsys, monkeypatch)
 # -- what cannot work offline ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["search_runs", "register_model", "log_input", "evaluate", "no_such_thing"])
+@pytest.mark.parametrize("name", ["register_model", "log_input", "evaluate", "no_such_thing"])
 def test_the_rest_says_that_it_is_not_supported_offline(name):
     with pytest.raises(AttributeError, match=f"{name} is not supported offline"):
         getattr(ours, name)
     with pytest.raises(NotImplementedError):
         getattr(ours, name)
-    with pytest.raises(AttributeError, match=r"MlflowClient\.search_runs is not supported offline"):
-        _ = ours.MlflowClient().search_runs
+    with pytest.raises(AttributeError, match=r"MlflowClient\.search_traces is not supported offline"):
+        _ = ours.MlflowClient().search_traces
     assert not hasattr(ours, name)
 
 
@@ -371,10 +371,44 @@ def test_autolog_names_the_alternative(spool):
     with pytest.raises(NotImplementedError, match=r"sklearn\.autolog is not supported offline.*callback"):
         ours.sklearn.autolog(log_models=True)
     ours.autolog(disable=True)
-    with pytest.raises(NotImplementedError, match="log_artifacts"):
-        ours.pytorch.log_model(object(), "model")
     with pytest.raises(AttributeError, match=r"xgboost\.load_model is not supported offline"):
         _ = ours.xgboost.load_model
+
+
+def test_a_model_is_saved_by_its_flavor_and_logged_as_a_folder(spool, tmp_path, monkeypatch):
+    """What MLflow loads again from the files in the spool predicts the same."""
+    import mlflow.sklearn
+    from sklearn.linear_model import LinearRegression
+    from spoolagent.writers.mlflow.models import infer_signature
+
+    x = np.arange(8.0).reshape(4, 2)
+    model = LinearRegression().fit(x, x[:, 0] * 2)
+    signature = infer_signature(x, model.predict(x))
+    kept = {"signature": signature, "serialization_format": "cloudpickle"}
+    with ours.start_run() as run:
+        info = ours.sklearn.log_model(model, name="net", registered_model_name="r", **kept)
+        ours.sklearn.log_model(model, "by/place", **kept)
+        ours.sklearn.log_model(sk_model=model, artifact_path="by keyword", **kept)
+        ours.sklearn.log_model(model, **kept)
+    assert (info.model_uri, info.run_id) == (f"runs:/{run.info.run_id}/net", run.info.run_id)
+    found = only(spool, "model")
+    assert [event["path"] for event in found] == ["net", "by/place", "by keyword", "model"]
+    assert {event["flavor"] for event in found} == {"sklearn"}
+    for number, event in enumerate(found):
+        for file in event["files"]:
+            digest = file["blob"]["sha256"]
+            (here,) = spool.glob(f"sites/*/blobs/{digest[:2]}/{digest}")
+            place = tmp_path / f"model-{number}" / file["path"]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(here.read_bytes())
+        again = mlflow.sklearn.load_model(str(tmp_path / f"model-{number}"))
+        assert again.predict(x).tolist() == model.predict(x).tolist()
+        assert mlflow.models.get_model_info(str(tmp_path / f"model-{number}")).signature == signature
+    monkeypatch.setitem(sys.modules, "mlflow.sklearn", None)
+    with pytest.raises(
+        NotImplementedError, match=r"sklearn\.log_model is not supported offline.*log_artifacts"
+    ):
+        ours.sklearn.log_model(model, "model")
 
 
 def test_submodules_can_be_imported_by_name():
@@ -583,6 +617,90 @@ def test_mlflow_shows_what_direct_logging_shows(store, spool, experiment, tmp_pa
     for name, run in theirs.items():
         for part, value in run.items():
             assert mine[name][part] == value, (name, part)
+
+
+FILTERS = [
+    "",
+    "metrics.acc > 0.85",
+    "metrics.acc >= 0.9 and params.lr = '0.01'",
+    "metrics.`two words` = 3 AND tags.grp != 'x'",
+    "metric.acc < 1 and param.lr LIKE '0.0%'",
+    "params.opt ILIKE 'ADA_'",
+    "tags.\"a.b\" = 'c d'",
+    "attributes.status = 'FINISHED'",
+    "status != 'FAILED'",
+    "attributes.run_name = 'run 1'",
+    "attributes.`run name` LIKE 'run%'",
+    "metrics.nope > 0",
+    "params.none IS NULL",
+    'params.lr IS NOT NULL and tags.grp = "x"',
+    "metrics.acc > 'x'",
+    "params.lr = 0.1",
+    "nonsense.a = 'b'",
+    "metrics.acc >",
+    "metrics.acc > 1 or metrics.acc < 1",
+    "attributes.nope = 'x'",
+]
+ORDERS = [
+    None,
+    ["metrics.acc DESC"],
+    ["metrics.acc ASC", "params.lr DESC"],
+    ["metrics.odd"],
+    ["params.lr ASC"],
+    ["tags.grp", "metrics.acc desc"],
+    ["attributes.run_name DESC"],
+    ["run_name"],
+    ["start_time ASC"],
+    ["metrics.`two words` DESC"],
+    ["metrics.acc SIDEWAYS"],
+]
+
+
+def searches(m, experiment, tick):
+    """What each filter and each order finds among four runs."""
+    ident = m.set_experiment(experiment).experiment_id
+    for number, lr in enumerate((0.1, 0.01, 0.001, 0.0001)):
+        tick()
+        with m.start_run(run_name=f"run {number}"):
+            m.log_params(
+                {"lr": lr, "opt": "Adam" if number else "sgd"} | ({"none": 1} if number == 3 else {})
+            )
+            m.log_metrics({"acc": (0.8, 0.9, 0.9, 0.95)[number], "two words": number})
+            if number != 2:
+                m.log_metric("odd", (5.0, float("nan"), 0, float("inf"))[number])
+            m.set_tags({"grp": "xyxy"[number], "a.b": "c d"} if number else {"grp": "x"})
+    tick()
+    m.MlflowClient().set_terminated(m.start_run(run_name="run 4").info.run_id, "FAILED")
+    m.end_run("FAILED")
+    said = []
+    for of, given in [("filter_string", f) for f in FILTERS] + [("order_by", o) for o in ORDERS]:
+        try:
+            found = m.search_runs([ident], output_format="list", **{of: given})
+            said.append((given, [run.info.run_name for run in found]))
+        except m.MlflowException as error:
+            said.append((given, error.error_code))
+    best = m.MlflowClient().search_runs([ident], order_by=["metrics.acc DESC"], max_results=1)
+    said.append([(run.info.run_name, run.data.metrics, run.data.params) for run in best])
+    table = m.search_runs(experiment_names=[experiment], order_by=["run_name"])
+    said.append(
+        (sorted(c for c in table.columns if not c.startswith("tags.mlflow")), str(table.dtypes["start_time"]))
+    )
+    said.append(
+        [table[c].fillna("-").tolist() for c in ("metrics.acc", "metrics.odd", "params.none", "tags.a.b")]
+    )
+    said.append(m.search_runs(experiment_names=["no such experiment"]).shape[0])
+    return said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_searches_find_what_mlflow_finds(store, spool, experiment):
+    _, real = store
+    said = []
+    for m, name in ((real, experiment), (ours, f"{experiment}-ours")):
+        with pytest.MonkeyPatch.context() as patch:
+            said.append(searches(m, name, Clock(patch).tick))
+    assert [(mine, theirs) for theirs, mine in zip(*said, strict=True) if mine != theirs] == []
+    finish_all()
 
 
 SCRIPT = """

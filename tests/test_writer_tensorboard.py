@@ -17,7 +17,7 @@ from torch.utils import tensorboard as real
 from torch.utils.tensorboard import summary as real_summary
 from writer_help import Clock, fields, only, read_spool, replay, shown
 
-from spoolagent.writers import tb_runs, tb_values
+from spoolagent.writers import tb_plugins, tb_runs, tb_values
 from spoolagent.writers import tensorboard as ours
 
 
@@ -66,17 +66,114 @@ def test_signatures_are_torchs(name):
     assert _parameters(getattr(ours.SummaryWriter, name)) == _parameters(getattr(real.SummaryWriter, name))
 
 
-def test_what_is_not_supported_says_so(spool):
-    refused = [n for n in _methods() if hasattr(ours.Unsupported, n) and not n.startswith("__")]
-    assert len(refused) == 13
+def test_what_torch_builds_needs_torch_and_says_so(spool, monkeypatch):
+    """Without tensorboard torch's own SummaryWriter cannot even be imported."""
+    built = [n for n in _methods() if hasattr(tb_plugins.Plugins, n) and not n.startswith("_")]
+    assert len(built) == 13
     writer = ours.SummaryWriter("logs")
-    for name in refused:
+    for name in ("", ".summary", "._pytorch_graph", "._onnx_graph", "._embedding", "._convert_np"):
+        monkeypatch.setitem(sys.modules, f"torch.utils.tensorboard{name}", None)
+    for name in built:
         method = getattr(writer, name)
         arguments = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
-        with pytest.raises(NotImplementedError, match=rf"SummaryWriter\.{name} is not supported"):
-            method(*[None] * len(arguments))
+        with pytest.raises(NotImplementedError, match=r"needs torch and tensorboard"):
+            method(*["abc"] * len(arguments))
     writer.close()
     assert only(spool) == []
+
+
+def test_plugins_and_media_that_torch_builds(spool, tmp_path, monkeypatch):
+    labels, scores = np.array([0, 1, 1, 0, 1]), np.array([0.1, 0.7, 0.9, 0.4, 0.6])
+
+    def script(module, log_dir, clock):
+        with module.SummaryWriter(log_dir) as writer:
+            for step in (0, 1, 5):
+                clock.tick()
+                writer.add_pr_curve("pr/a", labels, torch.tensor(scores), step, num_thresholds=10)
+                writer.add_mesh("mesh", torch.rand(1, 5, 3, generator=_seed()), global_step=step)
+            writer.add_pr_curve_raw("raw", [3, 2], [1, 0], [1, 2], [0, 1], [0.7, 1.0], [1.0, 0.6], 3, 2)
+            writer.add_audio("beep", torch.sin(torch.arange(2000.0) / 20), 3, sample_rate=8000, walltime=12.5)
+            writer.add_tensor("tensor", torch.arange(6.0).reshape(2, 3), 4)
+            writer.add_image_with_boxes(
+                "boxes", torch.zeros(3, 20, 20), torch.tensor([[2.0, 2, 10, 10]]), 2, labels="cat"
+            )
+            writer.add_video("film", torch.zeros(1, 4, 3, 8, 8), 3)
+            writer.add_custom_scalars({"loss": {"both": ["Multiline", ["loss/train", "loss/test"]]}})
+        clock.tick()
+        with module.SummaryWriter(f"{log_dir}/charts") as writer:
+            writer.add_custom_scalars_multilinechart(["a", "b"], "cat", "title")
+        clock.tick()
+        with module.SummaryWriter(f"{log_dir}/margin") as writer:
+            writer.add_custom_scalars_marginchart(["a", "b", "c"])
+            with pytest.raises(AssertionError):
+                writer.add_custom_scalars_marginchart(["a", "b"])
+
+    monkeypatch.setenv("SPOOLAGENT_RUN", "run-1")
+    got = compare(script, spool, tmp_path, monkeypatch)
+    kinds = {kind for _, kind, _ in got}
+    assert {"pr_curves", "mesh", "audio", "tensor", "image", "custom_scalars"} <= kinds
+
+
+def _seed():
+    return torch.Generator().manual_seed(3)
+
+
+def test_scalars_in_tensor_form(spool, tmp_path, monkeypatch):
+    def script(module, log_dir, clock):
+        with module.SummaryWriter(log_dir) as writer:
+            for step in range(3):
+                clock.tick()
+                writer.add_scalar("float", 1 / 3, step, new_style=True)
+                writer.add_scalar("double", 1 / 3, step, new_style=True, double_precision=True)
+                writer.add_scalar("zero", 0.0, step, new_style=True)
+                writer.add_scalar("nan", float("nan"), step, new_style=True, double_precision=True)
+                writer.add_scalar("plain", 1 / 3, step, double_precision=True)
+
+    compare(script, spool, tmp_path, monkeypatch)
+
+
+def test_graphs(spool, tmp_path, monkeypatch):
+    """Small, and beyond what fits in a line."""
+
+    def script(module, log_dir, clock):
+        small = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+        large = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(300)))
+        for name, model in (("", small), ("/large", large)):
+            clock.tick()
+            with module.SummaryWriter(f"{log_dir}{name}") as writer:
+                writer.add_graph(model, torch.zeros(2, 4))
+
+    monkeypatch.setenv("SPOOLAGENT_RUN", "run-1")
+    monkeypatch.setattr(tb_values, "LARGE", 20_000)
+    got = compare(script, spool, tmp_path, monkeypatch)
+    assert [kind for _, kind, _ in got].count("graph") == 2
+    assert [kind for _, kind, _ in got].count("run metadata") == 2
+    assert {"base64", "blob"} <= {name for data in only(spool, "tb_summary") for name in data}
+
+
+def test_embeddings_are_files_beside_the_event_file(spool, tmp_path, monkeypatch):
+    """Those of the projector, byte for byte; also of a second SummaryWriter, and after close."""
+    points = torch.arange(12.0).reshape(4, 3)
+
+    def script(module, log_dir, clock):
+        images = torch.rand(4, 3, 8, 8, generator=_seed())
+        with module.SummaryWriter(log_dir) as writer:
+            writer.add_embedding(points)
+            writer.add_embedding(points, ["a", "b", "c", "d"], images, 10, "a/b%\\")
+            header = ["name", "number"]
+            writer.add_embedding(points, [["a", 1], ["b", 2], ["c", 3], ["d", 4]], None, 11, "x", header)
+            with pytest.raises(AssertionError):
+                writer.add_embedding(points, ["a", "b"])
+        clock.tick()
+        with module.SummaryWriter(f"{log_dir}/second") as writer:
+            writer.close()
+            clock.tick()
+            writer.add_embedding(points.numpy(), tag="second")
+
+    monkeypatch.setenv("SPOOLAGENT_RUN", "run-1")
+    got = compare(script, spool, tmp_path, monkeypatch)
+    files = {(sub, name) for sub, kind, name in got if kind == "file"}
+    assert {(".", "00010/a%2fb%25%5c/sprite.png"), ("second", "projector_config.pbtxt")} <= files
 
 
 def test_attributes(spool):
@@ -279,8 +376,22 @@ def test_hparams(spool, tmp_path, monkeypatch):
     assert ("named/run", "hparams", "_hparams_/session_start_info") in got
 
 
+@pytest.mark.parametrize("name", [".", "./", "a/../b", "{log_dir}", "{log_dir}/c"])
+def test_hyperparameters_in_the_run_itself(name, spool, tmp_path, monkeypatch):
+    """A run_name that leads back to log_dir is no sub-run."""
+
+    def script(module, log_dir, clock):
+        with module.SummaryWriter(log_dir) as writer:
+            writer.add_scalar("x", 1.0, 1)
+            clock.tick()
+            writer.add_hparams({"lr": 0.1}, {"m": 0.5}, run_name=name.format(log_dir=log_dir))
+
+    got = compare(script, spool, tmp_path, monkeypatch)
+    assert ((".", "scalar", "m") in got) == (name in (".", "./", "{log_dir}"))
+
+
 def test_summaries_that_the_caller_built(spool, tmp_path, monkeypatch):
-    """Lightning logs hyperparameters so; and it is the way around the methods that are not supported."""
+    """Lightning logs hyperparameters so."""
 
     def script(module, log_dir, clock):
         with module.SummaryWriter(log_dir) as writer:
@@ -384,8 +495,8 @@ def test_mistakes_that_torch_does_not_name(spool):
         writer.add_text("t", 5)
     with pytest.raises(ValueError, match="at least one pixel"):
         writer.add_image("t", np.zeros((3, 0, 5)))
-    with pytest.raises(NotImplementedError, match="graph_def"):
-        writer.file_writer.add_event(real.writer.Event(graph_def=b"x"))
+    with pytest.raises(NotImplementedError, match="file_version"):
+        writer.file_writer.add_event(real.writer.Event(file_version="x"))
     writer.close()
     assert only(spool) == []
 

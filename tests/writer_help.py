@@ -110,10 +110,28 @@ def shown(run):
             found[sub, "tensor", tag] = [
                 (*_at(p), p.tensor_proto.SerializeToString(deterministic=True)) for p in events.Tensors(tag)
             ]
-        for plugin in ("hparams", "text", "scalars", "pr_curves", "tensor"):
+        for tag in tags["audio"]:
+            found[sub, "audio", tag] = [
+                (*_at(p), p.content_type, p.sample_rate, p.length_frames, p.encoded_audio_string)
+                for p in events.Audio(tag)
+            ]
+        if tags["graph"]:
+            found[sub, "graph", ""] = events.Graph().SerializeToString(deterministic=True)
+        for tag in tags["run_metadata"]:
+            found[sub, "run metadata", tag] = events.RunMetadata(tag).SerializeToString(deterministic=True)
+        for name in (n for n in _files(folder) if "tfevents" not in n):  # the projector's
+            with open(os.path.join(folder, name), "rb") as file:
+                found[sub, "file", name] = file.read()
+        for plugin in ("hparams", "text", "scalars", "pr_curves", "tensor", "custom_scalars", "mesh"):
             for tag, content in _plugin(events, plugin).items():
                 found[sub, plugin, tag] = content
     return found
+
+
+def _files(folder):
+    for above, _, names in os.walk(folder):
+        if above == folder or not any("tfevents" in name for name in names):
+            yield from (os.path.relpath(os.path.join(above, name), folder) for name in names)
 
 
 def _plugin(events, name):

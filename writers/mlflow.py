@@ -14,6 +14,9 @@ from spoolagent.writers import mlflow_book as _book
 from spoolagent.writers import mlflow_client as tracking
 from spoolagent.writers import mlflow_entities as entities
 from spoolagent.writers import mlflow_errors as exceptions
+from spoolagent.writers import mlflow_flavors as _flavors
+from spoolagent.writers import mlflow_search as _search
+from spoolagent.writers import mlflow_utils as utils
 from spoolagent.writers.mlflow_active import (
     ActiveRun,
     active_run,
@@ -22,6 +25,7 @@ from spoolagent.writers.mlflow_active import (
     set_experiment,
     start_run,
 )
+from spoolagent.writers.mlflow_active import chosen_experiment as _chosen_experiment
 from spoolagent.writers.mlflow_active import current as _current
 from spoolagent.writers.mlflow_client import (
     MlflowClient,
@@ -33,6 +37,7 @@ from spoolagent.writers.mlflow_client import done as _done
 from spoolagent.writers.mlflow_client import warn_links as _warn_links
 from spoolagent.writers.mlflow_entities import Experiment, Run, RunOperations
 from spoolagent.writers.mlflow_errors import MlflowException, NotSupportedOffline
+from spoolagent.writers.mlflow_errors import invalid as _invalid
 from spoolagent.writers.mlflow_errors import not_offline as _not_offline
 from spoolagent.writers.mlflow_runs import Tracked as _Tracked
 from spoolagent.writers.process import warn_once as _warn_once
@@ -43,10 +48,7 @@ client = tracking
 for _name in ("entities", "exceptions", "tracking", "client"):  # for `from ...mlflow.entities import Metric`
     sys.modules.setdefault(f"{__name__}.{_name}", globals()[_name])
 
-_FLAVORS = """ag2 agno anthropic autogen bedrock catboost crewai diffusers dspy gemini groq h2o haystack johnsnowlabs keras
-    langchain lightgbm litellm llama_index mistral onnx openai paddle pmdarima prophet pydantic_ai pyfunc pyspark
-    pytorch rfunc semantic_kernel sentence_transformers shap sklearn smolagents spacy spark statsmodels strands
-    tensorflow transformers txtai xgboost"""
+_modules = _flavors.register(__name__)
 _client = MlflowClient()
 
 
@@ -203,6 +205,32 @@ def get_experiment_by_name(name: str) -> Experiment | None:
     return _client.get_experiment_by_name(name)
 
 
+def search_runs(
+    experiment_ids: list[str] | None = None,
+    filter_string: str = "",
+    run_view_type: int = entities.ViewType.ACTIVE_ONLY,
+    max_results: int = 100_000,
+    order_by: list[str] | None = None,
+    output_format: str = "pandas",
+    search_all_experiments: bool = False,
+    experiment_names: list[str] | None = None,
+) -> Any:
+    """The runs of this process that match, as a pandas.DataFrame or a list. Those of others are not seen."""
+    if experiment_ids and experiment_names:
+        raise _invalid("only one of experiment_ids and experiment_names can be used")
+    if output_format not in ("pandas", "list"):
+        raise ValueError(f"unsupported output format: {output_format}. Supported: 'pandas' and 'list'")
+    if experiment_names is not None:
+        named = [_book.experiment_by_name(name) for name in experiment_names]
+        experiment_ids = [found.experiment_id for found in named if found is not None]
+    elif not experiment_ids:
+        experiment_ids = (
+            _book.experiment_ids() if search_all_experiments else [_chosen_experiment().experiment_id]
+        )
+    runs = _client.search_runs(experiment_ids, filter_string, run_view_type, max_results, order_by)
+    return _search.frame(runs) if output_format == "pandas" else list(runs)
+
+
 def get_run(run_id: str) -> Run:
     """A run, as far as this process and its spool know it."""
     return _client.get_run(run_id)
@@ -259,41 +287,12 @@ def autolog(
     del log_input_examples, log_model_signatures, log_models, log_datasets, log_traces
     del exclusive, disable_for_unsupported_versions, silent, extra_tags, exclude_flavors
     if not disable:
-        raise _no_autolog("autolog")
-
-
-def _no_autolog(name: str) -> NotSupportedOffline:
-    return _not_offline(
-        name,
-        "it patches the training library through mlflow itself. Log from the library's own callback or logger "
-        "(Lightning's MLFlowLogger, Hugging Face's TrainerCallback, Keras' Callback, XGBoost's TrainingCallback) "
-        "with log_params and log_metrics",
-    )
-
-
-class _Flavor:
-    """`mlflow.sklearn` and its like: every use raises, and names the alternative."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        full = f"{self._name}.{name}"
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name == "autolog":
-            raise _no_autolog(full)
-        if name in ("log_model", "save_model"):
-            raise _not_offline(
-                full,
-                "save the model with its own library into a folder and call log_artifacts(folder, 'model')",
-            )
-        raise _not_offline(full)
+        raise _flavors.no_autolog("autolog")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FLAVORS.split():
-        return _Flavor(name)
+    if name in _modules:
+        return _modules[name]
     if name.startswith("__"):
         raise AttributeError(name)
     raise _not_offline(name)
@@ -340,6 +339,7 @@ __all__ = [
     "log_stream",
     "log_table",
     "log_text",
+    "search_runs",
     "set_experiment",
     "set_registry_uri",
     "set_tag",
@@ -347,4 +347,5 @@ __all__ = [
     "set_tracking_uri",
     "start_run",
     "tracking",
+    "utils",
 ]

@@ -73,7 +73,8 @@ def set_experiment(
     return found
 
 
-def _chosen_experiment() -> Experiment:
+def chosen_experiment() -> Experiment:
+    """The experiment that new runs belong to."""
     if _active.experiment is not None:
         return _active.experiment
     if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
@@ -154,7 +155,7 @@ def _begin(
                 f"current run {current} is not the parent_run_id {parent}: end it first with mlflow.end_run()"
             )
     parent = parent or current
-    experiment = _chosen_experiment() if experiment_id is None else book.experiment(experiment_id)
+    experiment = chosen_experiment() if experiment_id is None else book.experiment(experiment_id)
     if parent is not None:
         tags[PARENT] = parent
     if run_name:

@@ -60,6 +60,11 @@ def named_experiment(
     return known
 
 
+def experiment_ids() -> list[str]:
+    """The ids of all experiments that this process has named."""
+    return list(_experiments)
+
+
 def create_experiment(name: str, location: str | None, tags: Mapping[str, Any] | None) -> str:
     """The id of a new experiment. The receiver creates it with its first run."""
     check_experiment_name(name)

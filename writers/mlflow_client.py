@@ -6,10 +6,12 @@ from typing import Any
 
 from spoolagent.writers import mlflow_artifacts as artifacts
 from spoolagent.writers import mlflow_book as book
+from spoolagent.writers import mlflow_utils as context
 from spoolagent.writers import process
-from spoolagent.writers.mlflow_entities import Experiment, Run, RunOperations, RunStatus
+from spoolagent.writers.mlflow_entities import Experiment, Run, RunOperations, RunStatus, ViewType
 from spoolagent.writers.mlflow_errors import not_offline
 from spoolagent.writers.mlflow_names import PARENT, RUN_NAME
+from spoolagent.writers.mlflow_search import search
 from spoolagent.writers.process import warn_once
 
 DONE = RunOperations()
@@ -41,6 +43,12 @@ def warn_links(*links: Any) -> None:
     """Says once that links of metrics to models and datasets are not kept."""
     if any(link is not None for link in links):
         warn_once("links", "mlflow: model_id and dataset of metrics are not kept; the metrics are")
+
+
+class PagedList(list[Run]):
+    """A list that has no next page."""
+
+    token: str | None = None
 
 
 class MlflowClient:
@@ -96,6 +104,21 @@ class MlflowClient:
     def get_run(self, run_id: str) -> Run:
         """A run, as far as this process and its spool know it."""
         return book.seen_run(run_id).entity()
+
+    def search_runs(
+        self,
+        experiment_ids: list[str],
+        filter_string: str = "",
+        run_view_type: int = ViewType.ACTIVE_ONLY,
+        max_results: int = 1000,
+        order_by: list[str] | None = None,
+        page_token: str | None = None,
+    ) -> "PagedList":
+        """The runs of this process that match: all of them at once, there are no pages."""
+        del page_token
+        warn_once("search", "mlflow: search_runs sees the runs of this process only, offline")
+        ids = [experiment_ids] if isinstance(experiment_ids, (str, int)) else experiment_ids
+        return PagedList(search(ids, filter_string, run_view_type, max_results, order_by))
 
     def get_parent_run(self, run_id: str) -> Run | None:
         """The parent of a nested run."""
@@ -214,3 +237,16 @@ class MlflowClient:
     def log_table(self, run_id: str, data: Any, artifact_file: str) -> None:
         """Adds rows to the table in a JSON file."""
         artifacts.log_table(book.find_run(run_id), data, artifact_file)
+
+
+__all__ = [
+    "DONE",
+    "MlflowClient",
+    "PagedList",
+    "context",
+    "done",
+    "get_tracking_uri",
+    "is_tracking_uri_set",
+    "set_tracking_uri",
+    "warn_links",
+]

@@ -1,6 +1,8 @@
 """One run as this process knows it: what is logged to it, under MLflow's rules, over the native `Run`."""
 
+import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -251,7 +253,7 @@ class Tracked:
         with guard.lock:
             tags = dict(self.tags)
             params = [Param(key, value) for key, value in self.params.items()]
-            metrics = [Metric(k, v, ms, step) for k, (step, ms, v) in list(self.metrics.items())]
+            metrics = [Metric(k, _stored(v), ms, step) for k, (step, ms, v) in list(self.metrics.items())]
         if self.name is not None:
             tags[RUN_NAME] = self.name
         info = RunInfo(
@@ -266,6 +268,11 @@ class Tracked:
             self.name,
         )
         return Run(info, RunData(metrics, params, [RunTag(k, v) for k, v in tags.items()]))
+
+
+def _stored(value: float) -> float:
+    """A metric's value as MLflow's store gives it back: infinities are the largest finite numbers."""
+    return math.copysign(sys.float_info.max, value) if math.isinf(value) else value
 
 
 def now_ms() -> int:

@@ -1,12 +1,25 @@
-"""The way for summaries that the caller has built: Lightning's hyperparameters, and plugins without a method here."""
+"""The way for summaries and graphs that the caller, or the caller's torch, has built."""
 
 import base64
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from spoolagent.writers import tb_values
+from spoolagent.writers.run import optional
 
 if TYPE_CHECKING:
     from spoolagent.writers.tensorboard import SummaryWriter
+
+
+def torch_module(method: str, name: str) -> Any:
+    """A module of torch.utils.tensorboard; by name, so that nothing here depends on it."""
+    try:
+        return importlib.import_module(f"torch.utils.tensorboard.{name}")
+    except ImportError as error:
+        raise NotImplementedError(
+            f"SummaryWriter.{method} needs torch and tensorboard in this environment, as with torch's own "
+            f"SummaryWriter ({error}): pip install tensorboard"
+        ) from error
 
 
 class FileWriter:
@@ -20,32 +33,47 @@ class FileWriter:
         return str(self._writer.log_dir)
 
     def add_summary(self, summary: Any, global_step: Any = None, walltime: Any = None) -> None:
-        """Logs a tensorboard.Summary as it is; for plugins that have no event type of their own."""
+        """Logs a tensorboard.Summary as it is."""
         if not hasattr(summary, "SerializeToString"):
             raise TypeError(f"expected a tensorboard.Summary, got {type(summary)}")
-        data = summary.SerializeToString()
-        key = summary.value[0].tag if summary.value else ""
+        self._add(
+            summary.SerializeToString(), summary.value[0].tag if summary.value else "", global_step, walltime
+        )
+
+    def _add(self, data: bytes, key: str, step: Any, walltime: Any, part: str | None = None) -> None:
         log = self._writer._log  # noqa: SLF001 - the two classes are one thing
+        fields: dict[str, Any] = {"key": key, **optional(part=part)}
         if len(data) < tb_values.LARGE:
-            log("tb_summary", {"key": key, "base64": base64.b64encode(data).decode()}, global_step, walltime)
+            log("tb_summary", {**fields, "base64": base64.b64encode(data).decode()}, step, walltime)
         else:
-            log("tb_summary", {"key": key}, global_step, walltime, data)
+            log("tb_summary", fields, step, walltime, data)
 
     def add_event(self, event: Any, step: Any = None, walltime: Any = None) -> None:
-        """Logs the summary of a tensorboard.Event, now. Raises NotImplementedError for other events."""
-        if event.WhichOneof("what") != "summary":
+        """Logs what a tensorboard.Event holds, now: a summary or a graph. Raises NotImplementedError for the rest."""
+        what = event.WhichOneof("what")
+        step = (event.step or None) if step is None else step
+        if what == "summary":
+            self.add_summary(event.summary, step, walltime)
+        elif what == "graph_def":
+            self._add(event.graph_def, "graph", step, walltime, what)
+        elif what == "tagged_run_metadata":
+            self._add(event.tagged_run_metadata.SerializeToString(), "graph", step, walltime, what)
+        else:
             raise NotImplementedError(
-                f"an Event with {event.WhichOneof('what')} is not supported by spoolagent yet: only summaries are"
+                f"an Event with {what} is not supported by spoolagent: only summaries and graphs are"
             )
-        self.add_summary(event.summary, (event.step or None) if step is None else step, walltime)
 
     def add_graph(self, graph_profile: Any, walltime: Any = None) -> None:
-        """Not supported yet."""
-        raise NotImplementedError("FileWriter.add_graph is not supported by spoolagent yet")
+        """Logs a GraphDef and its StepStats."""
+        graph, stats = graph_profile
+        self.add_onnx_graph(graph, walltime)
+        events = torch_module("add_graph", "writer").event_pb2
+        tagged = events.TaggedRunMetadata(tag="step1", run_metadata=stats.SerializeToString())
+        self.add_event(events.Event(tagged_run_metadata=tagged), None, walltime)
 
     def add_onnx_graph(self, graph: Any, walltime: Any = None) -> None:
-        """Not supported yet."""
-        raise NotImplementedError("FileWriter.add_onnx_graph is not supported by spoolagent yet")
+        """Logs a GraphDef."""
+        self._add(graph.SerializeToString(), "graph", None, walltime, "graph_def")
 
     def flush(self) -> None:
         """As `SummaryWriter.flush`."""

@@ -43,6 +43,15 @@ def join(log_dir: str, name: str) -> tuple[Run, str]:
     return Run(run=run_id, name=name, api="tensorboard", extra={"log_dir": log_dir}), part
 
 
+def below(log_dir: object, name: str) -> str:
+    """The sub-run that a directory given from `log_dir` on (or a whole path) is; "." is `log_dir` itself.
+
+    Scripts give "." or log_dir's own path to have hyperparameters and curves in one run.
+    """
+    inside = os.path.relpath(os.path.join(str(log_dir), name), str(log_dir))
+    return name if inside.split("/")[0] == ".." else inside
+
+
 def make_log_dir(log_dir: str) -> None:
     """Creates the directory that torch would have created; a URL has none.
 

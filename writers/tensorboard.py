@@ -20,12 +20,12 @@ from spoolagent.format.values import clean_text
 from spoolagent.writers import tb_runs, tb_values
 from spoolagent.writers.run import optional, status_of
 from spoolagent.writers.tb_files import FileWriter
-from spoolagent.writers.tb_unsupported import Unsupported
+from spoolagent.writers.tb_plugins import Plugins
 
 _STEPS = tb_values.STEPS
 
 
-class SummaryWriter(Unsupported):
+class SummaryWriter(Plugins):
     """Logs to the run that `log_dir` names (default: `runs/<time>_<host><comment>`).
 
     The directory is created and can be written to; the event file is the receiver's affair. `max_queue`,
@@ -199,7 +199,8 @@ class SummaryWriter(Unsupported):
     ) -> None:
         """Logs hyperparameters with the metrics they led to, in a sub-run (default: named by the time)."""
         fields = tb_values.hparams(hparam_dict, metric_dict, hparam_domain_discrete)
-        self._log("hparams", {**fields, **optional(run_name=run_name or None)}, global_step, None)
+        name = tb_runs.below(self.log_dir, run_name) if run_name else None
+        self._log("hparams", {**fields, **optional(run_name=name)}, global_step, None)
 
     def _log(
         self, kind: str, fields: dict[str, Any], global_step: Any, walltime: Any, blob: bytes | None = None

@@ -217,6 +217,11 @@ def teardown(exit_code: int | None = None) -> None:
         one.finish(exit_code)
 
 
+def require(*args: Any, **kwargs: Any) -> None:
+    """Nothing here has versions to choose from."""
+    del args, kwargs
+
+
 def termlog(string: str = "", newline: bool = True, repeat: bool = True) -> None:
     """One line on standard error."""
     del newline, repeat
@@ -261,7 +266,6 @@ _REFUSED = frozenset(
         "plot_table",
         "visualize",
         "profiler",
-        "require",
         "restore",
         "sweep",
         "sagemaker_auth",

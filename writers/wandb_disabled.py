@@ -113,3 +113,7 @@ class DisabledRun(Run):
 
     def __repr__(self) -> str:
         return f"<wandb.Run {self.id}, disabled>"
+
+
+RunDisabled = DisabledRun
+"""The name that frameworks import from `wandb.sdk.lib`."""

@@ -293,6 +293,9 @@ class Run(RunFacts):
     def unwatch(self, models: Any = None) -> None:
         """Does nothing, as `watch`."""
 
+    def _label(self, code: str | None = None, **kwargs: Any) -> None:
+        """Which framework logs: W&B's own statistics, not kept. Hugging Face calls it."""
+
     def mark_preempting(self) -> None:
         """Puts on record that the machine is about to be taken away."""
         self._check_running("mark_preempting")

@@ -313,6 +313,7 @@ def _tags(data: dict[str, Any]) -> None:
 
 def _tb_summary(data: dict[str, Any]) -> None:
     _key(data)
+    _maybe(data, str, "part")
     blob(data["blob"]) if data.get("blob") is not None else _is(data["base64"], str, "base64")
 
 

@@ -35,7 +35,7 @@ class Nook:
     @property
     def is_used(self) -> bool:
         """True when there is a mirror."""
-        return os.path.exists(self.path)
+        return os.path.isfile(self.path)
 
     def has_files(self) -> bool:
         """False when the target is empty: then a mirror is of a target that is gone."""

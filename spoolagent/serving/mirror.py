@@ -166,7 +166,7 @@ class _Copy(NamedTuple):
 def _held(folder: str, nook: Nook | None) -> list[str]:
     """Where mirrors are: one place, and for a moment two, when it was not known or could not be used before."""
     own = os.path.join(folder, MIRROR)
-    found = [own] if os.path.exists(own) and not (nook and os.path.islink(own)) else []
+    found = [own] if os.path.isfile(own) and not (nook and os.path.islink(own)) else []
     return found + ([nook.path] if nook is not None and nook.is_used else [])
 
 

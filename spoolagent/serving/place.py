@@ -30,6 +30,8 @@ def check_folder(folder: str) -> None:
             raise InTheWay(_text(place, "directory"))
     for name in _FILES:
         path = os.path.join(folder, name)
+        if name == MIRROR and os.path.islink(path):  # to where a target's files are, which may be away
+            continue
         if os.path.lexists(path) and not os.path.isfile(path):  # a FIFO would hold up whoever opens it
             raise InTheWay(_text(path, "file"))
 

@@ -109,8 +109,8 @@ MUTATIONS = (
         "bytes-of-delivery",
         "a batch for TensorBoard is other bytes each time that it is delivered",
         "receivers/tb_events.py",
-        "    wall_ns, step = event.wall_ns, event.step\n    made =",
-        "    wall_ns, step = __import__('time').time_ns(), event.step\n    made =",
+        "    wall_ns, step = event.wall_ns, event.step\n    kind =",
+        "    wall_ns, step = __import__('time').time_ns(), event.step\n    kind =",
         ("test_receiver_tensorboard.py::test_a_kill_at_every_fault_point_gives_the_same_files",),
     ),
     Mutation(

@@ -1,0 +1,82 @@
+"""Frameworks that import their tracker themselves (Lightning, Hugging Face, Keras ...), logging to the spool.
+
+    from spoolagent.writers import frameworks
+
+    frameworks.use("wandb")     # also "mlflow", "tensorboard"; before the framework's logger is made
+
+From then on `import wandb` in this process, also inside of libraries, finds `spoolagent.writers.wandb`, whether wandb
+is installed or not. `use("tensorboard")` puts ours in the place of torch's SummaryWriter and of tensorboardX's.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+_MLFLOW = {
+    "mlflow.utils": "mlflow_utils",
+    "mlflow.utils.mlflow_tags": "mlflow_utils",
+    "mlflow.utils.validation": "mlflow_utils",
+    "mlflow.tracking": "mlflow_client",
+    "mlflow.tracking.context": "mlflow_utils",
+    "mlflow.tracking.context.registry": "mlflow_utils",
+    "mlflow.client": "mlflow_client",
+    "mlflow.entities": "mlflow_entities",
+    "mlflow.exceptions": "mlflow_errors",
+}
+_WANDB = {
+    "wandb.errors": "wandb_errors",
+    "wandb.data_types": "wandb",
+    "wandb.wandb_run": "wandb_run",
+    "wandb.sdk": "wandb",
+    "wandb.sdk.wandb_run": "wandb_run",
+    "wandb.sdk.lib": "wandb_disabled",
+    "wandb.sdk.lib.config_util": "wandb_errors",
+}
+
+
+def use(*trackers: str) -> None:
+    """Lets the names "mlflow", "wandb" and "tensorboard" mean the writers of this package, in the whole process.
+
+    Raises ValueError for another name. What was imported from a tracker before stays what it was.
+    """
+    for name in trackers:
+        if name == "tensorboard":
+            _use_tensorboard()
+        elif name in ("mlflow", "wandb"):
+            _use_modules(name, _MLFLOW if name == "mlflow" else _WANDB)
+        else:
+            raise ValueError(f"{name!r} is not one of 'mlflow', 'wandb', 'tensorboard'")
+
+
+def _ours(name: str) -> ModuleType:
+    return importlib.import_module(f"spoolagent.writers.{name}")
+
+
+def _use_modules(name: str, parts: dict[str, str]) -> None:
+    for loaded in [other for other in sys.modules if other.startswith(f"{name}.")]:
+        del sys.modules[loaded]  # a library must not get one half of each
+    sys.modules[name] = _ours(name)
+    if name == "mlflow":
+        _ours("mlflow_flavors").register(name)
+    for full, file in parts.items():
+        parent, _, leaf = full.rpartition(".")
+        sys.modules[full] = part = _ours(file)
+        setattr(sys.modules[parent], leaf, part)
+
+
+def _use_tensorboard() -> None:
+    writer: Any = _ours("tensorboard").SummaryWriter
+    for name in ("torch.utils.tensorboard", "torch.utils.tensorboard.writer", "tensorboardX"):
+        try:
+            module: Any = importlib.import_module(name)
+        except (
+            ImportError
+        ):  # not installed: then no library can log through it either, but through a module of ours
+            if name == "torch.utils.tensorboard":
+                sys.modules[name] = _ours("tensorboard")
+            continue
+        module.SummaryWriter = writer
+
+
+__all__ = ["use"]
