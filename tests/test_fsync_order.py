@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 
 import pytest
+import shipping_help
 from spool_help import make_writer, write_metrics
 from test_worker import Agent
 
@@ -58,6 +60,22 @@ def test_a_sync_makes_every_segment_and_its_name_durable(tmp_path, seen):
     assert {os.path.join(stream, layout.segment_name(first)) for first in written} <= synced
     assert stream in synced
     writer.close()
+
+
+def test_what_a_killed_shipper_left_at_the_target_is_synced_before_it_counts(tmp_path, seen):
+    source, target = str(tmp_path / "source"), str(tmp_path / "target")
+    writer = make_writer(source)
+    write_metrics(writer, 3)
+    writer.close()
+    shipping_help.ship_once(source, target)
+    stream = folder_of(writer)
+    there = os.path.join(target, os.path.relpath(stream, source))
+    shutil.rmtree(os.path.join(source, ".agent"))  # it was killed before its fsync, and kept no receipt
+    seen.clear()
+    report = shipping_help.ship_once(source, target)
+    assert report.complete == 1
+    synced = [path for operation, path in seen if operation == "fsync"]
+    assert os.path.join(there, layout.segment_name(1)) in synced and there in synced
 
 
 @pytest.mark.parametrize("exclusive", [False, True])

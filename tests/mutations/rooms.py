@@ -102,9 +102,7 @@ MUTATIONS = (
         DIRECTORY,
         "        self._compared.add(first_seq)\n",
         "",
-        (
-            "test_model_regressions.py::test_schedule[what_a_session_finds_complete_at_the_target_is_fsynced_there]",
-        ),
+        ("test_fsync_order.py::test_what_a_killed_shipper_left_at_the_target_is_synced_before_it_counts",),
     ),
     Mutation(
         7,
