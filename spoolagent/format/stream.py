@@ -206,20 +206,24 @@ class StreamWriter:
                     self._write_deferred()
             except OSError as error:
                 if segment.size > before:  # a signal handler's TimeoutError, just after the write
-                    self.seq, self._dirty = max(self.seq, seq), True
+                    if self.seq < seq:  # no call of max(): another exception may come with each call
+                        self.seq = seq
+                    self._dirty = True
                 else:
                     self._failed(error)
                     self._count_drop(now_ns())
             except (_TooLarge, TypeError):  # also a clock that says more than 64 bits hold
                 if segment.size > before:  # a signal handler's, just after the write
-                    self.seq, self._dirty = max(self.seq, seq), True
+                    if self.seq < seq:
+                        self.seq = seq
+                    self._dirty = True
                     raise
                 self._busy = False
                 self._append_slowly(event)
             except BaseException:
                 self._fast = None
-                if segment.size > before:
-                    self.seq = max(self.seq, seq)  # a KeyboardInterrupt, just after the write
+                if segment.size > before and self.seq < seq:  # a KeyboardInterrupt, just after the write
+                    self.seq = seq
                 raise
             finally:
                 self._busy = False
@@ -518,6 +522,9 @@ class StreamWriter:
             segment = self._segment
             if self._busy or self.closed or segment is None:
                 return
+            if self._live is not None:
+                with contextlib.suppress(OSError):  # the next second tries again
+                    self._live.keep()
             if segment.check_descriptor() and not segment.is_removed():
                 return
             self._fast = None  # also after a daemon that closes all descriptors
