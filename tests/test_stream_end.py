@@ -1,5 +1,6 @@
 """A stream's end, and its file descriptor: nothing goes behind the seal, or into somebody else's file."""
 
+import json
 import os
 import threading
 import time
@@ -110,7 +111,7 @@ def test_two_exceptions_in_one_call_keep_seqs_right(tmp_path, monkeypatch):
 
 
 SIGNALS = """
-import signal, sys, time
+import random, signal, sys
 from spoolagent.writers import Run
 run = Run(run="run-1", spool=sys.argv[1], site="site-1")
 armed = False
@@ -118,26 +119,32 @@ class Interrupted(Exception): pass
 def handle(*_):
     if armed: raise Interrupted
 signal.signal(signal.SIGALRM, handle)
-signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
-count = seen = 0
-while seen < 300:
+count, seen, acknowledged = 0, 0, []
+while seen < 1500:
     count += 1
     try:
         armed = True
+        # One exception somewhere in the call, and others while that is on its way out.
+        signal.setitimer(signal.ITIMER_REAL, 1e-6 + random.random() * 2e-5, 1.5e-5)
         run.log({"m": count}, step=count)
         armed = False
+        acknowledged.append(count)
     except Interrupted:
         armed = False
         seen += 1
-signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 run.finish()
+print(acknowledged)
 """
 
 
 def test_a_storm_of_exceptions_from_a_signal_handler(tmp_path):
     process = python(SIGNALS, str(tmp_path / "s"))
-    _, said = process.communicate()
+    acknowledged, said = process.communicate()
     assert process.returncode == 0, said
     ((events, how),) = streams(tmp_path / "s").values()
+    logged = [e["step"] for e in events if e["type"] == "metrics"]
+    assert len(logged) == len(set(logged))
+    assert set(logged) >= set(json.loads(acknowledged))
     assert how == "closed" and fsck_errors(tmp_path / "s") == []
     assert [e["seq"] for e in events] == list(range(1, len(events) + 1))

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -765,3 +767,45 @@ def test_a_segment_that_somebody_removed_is_followed_by_another(tmp_path):
     chunk = StreamReader(folder, at_home=True, patience_s=0.0).read()
     assert [e.seq for e in chunk.events] == [7, 8, 9]
     assert [(lost.first, lost.last) for lost in chunk.lost] == [(1, 6)]
+
+
+DAEMON = """
+import fcntl, os, sys, time
+from spoolagent.format import live
+from spoolagent.format.stream import StreamWriter
+live.RENEW_S = 0.0
+writer = StreamWriter(sys.argv[1], "a", "r", dict)
+writer.append("metrics", {"metrics": {"a": 1.0}})
+os.closerange(3, 65536)
+mine = [open(f"mine-{i}", "w+") for i in range(20)]  # they get the lowest numbers that are free
+for i in range(100):
+    writer.append("metrics", {"metrics": {"b": i}})
+writer.tick()
+print("locked", live.is_held_here(writer._dir), flush=True)
+sys.stdin.readline()
+writer.append("metrics", {"metrics": {"c": 1.0}})
+writer.close()
+for number, file in enumerate(mine):
+    file.write("hello")
+    file.close()
+print([open(f"mine-{i}").read() for i in range(20)] == ["hello"] * 20)
+"""
+
+
+def test_a_daemon_that_closes_all_descriptors_keeps_its_own_files_and_its_lock(tmp_path):
+    """The numbers that were ours may be anybody's: nothing is written to them, and nothing closed."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(tmp_path / "s")],
+        cwd=tmp_path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout.readline() == "locked True\n"
+    (key,) = streams(tmp_path / "s")
+    assert live.is_locked(layout.stream_dir(str(tmp_path / "s"), key)) is True
+    said, complaint = child.communicate("\n")
+    assert (said, child.returncode) == ("True\n", 0), complaint
+    events, end = only(tmp_path / "s")
+    assert end == "closed"
+    logged = [e["metrics"] for e in events if e["type"] == "metrics"]
+    assert (logged[0], logged[-1]) == ({"a": 1.0}, {"c": 1.0})
+    assert sum(e.get("dropped", 0) for e in events) == 102 - len(logged) == 1

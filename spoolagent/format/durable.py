@@ -6,6 +6,7 @@ directory. Each step passes `fault_point`, so that one test hook can fail, stop 
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -61,6 +62,23 @@ def _naming(path: str) -> Iterator[None]:
         if error.filename is None:
             error.filename = path
         raise
+
+
+_HIGH_FD = 200
+"""Descriptors from here on: whoever opens a file gets the lowest free number."""
+
+
+def out_of_the_way(fd: int) -> int:
+    """`fd` under a high number, the old one closed; `fd` itself where there is none.
+
+    A daemon that closes all descriptors and opens files of its own must not get our numbers: we would write to them.
+    """
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError:  # a lower limit, or no descriptor left
+        return fd
+    os.close(fd)
+    return high
 
 
 _sure: set[tuple[int, int]] = set()

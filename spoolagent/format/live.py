@@ -15,13 +15,14 @@ from typing import NamedTuple
 import orjson
 
 from spoolagent.format.clock import now_ns
-from spoolagent.format.durable import discard, fault_point
+from spoolagent.format.durable import discard, fault_point, out_of_the_way
 from spoolagent.format.layout import FILE_MODE, LIVE_FILE
 from spoolagent.format.plain import open_plain
 
 RENEW_S = 10.0
 _FLOCK = "hhqqi4x"  # struct flock on Linux: l_type, l_whence, l_start, l_len, l_pid
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+_FLAGS = os.O_RDWR | os.O_CLOEXEC
 UNLOCKED = "unlocked"
 """Stands for the boot id where the file system has no locks, so that nobody takes the lock for evidence."""
 _held: set[str] = set()
@@ -54,6 +55,11 @@ def boot_id() -> str:
     return _boot
 
 
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
 class Live:
     """The LIVE file of a stream, locked by this process until `release`."""
 
@@ -61,21 +67,44 @@ class Live:
         """Creates and locks LIVE in the directory `stream`, which nobody else sees yet."""
         path = os.path.join(stream, LIVE_FILE)
         fault_point("create", path)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        self._fd = out_of_the_way(os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE))
         self._pid = os.getpid()
         self._stream = stream
-        self._boot = boot_id()
         try:
-            try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                self._boot = UNLOCKED  # training goes on; everybody times the content
+            self._file = _identity(self._fd)
+            self._lock()
             self.renew()
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _lock(self) -> None:
+        self._boot = boot_id()
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self._boot = UNLOCKED  # training goes on; everybody times the content
+
+    def keep(self) -> None:
+        """Locks the file again when somebody closed our descriptor, which frees the lock. Raises OSError."""
+        if self._is_ours():
+            return
+        self._fd = -1  # it may be anybody's by now
+        fd = os.open(os.path.join(self._stream, LIVE_FILE), _FLAGS | os.O_NOFOLLOW)
+        if _identity(fd) != self._file:  # somebody else's, too
+            os.close(fd)
+            return
+        self._fd = out_of_the_way(fd)
+        self._lock()
+        self.renew()
+
+    def _is_ours(self) -> bool:
+        try:
+            return self._fd >= 0 and _identity(self._fd) == self._file
+        except OSError:
+            return False
 
     def published(self, stream: str) -> None:
         """Tells where the stream's directory is now, after its rename into view."""
@@ -86,7 +115,8 @@ class Live:
         """Writes the content anew, at once and in one piece (observers elsewhere see it change)."""
         text = orjson.dumps({"host": host_name(), "boot": self._boot, "pid": self._pid, "time": now_ns()})
         fault_point("renew", os.path.join(self._stream, LIVE_FILE))
-        os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
+        if self._is_ours():
+            os.pwrite(self._fd, text.ljust(255) + b"\n", 0)
 
     def release(self) -> None:
         """Removes the file and frees the lock; in a forked child it only closes the descriptor."""
@@ -96,8 +126,9 @@ class Live:
                 with contextlib.suppress(OSError):
                     discard(os.path.join(self._stream, LIVE_FILE))
         finally:
-            with contextlib.suppress(OSError):
+            if self._is_ours():
                 os.close(self._fd)
+            self._fd = -1
 
 
 def forget_after_fork() -> None:

@@ -68,9 +68,10 @@ class Segment:
         self._is_hash_unknown = False
         self._unhashed: list[bytes] = []
         self._unhashed_from = 0
+        self._file = -1, -1
         durable.fault_point("create", self.path)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.fd = os.open(self.path, flags, FILE_MODE)
+        self.fd = durable.out_of_the_way(os.open(self.path, flags, FILE_MODE))
         try:
             status = os.fstat(self.fd)
             self._file = status.st_dev, status.st_ino
@@ -175,7 +176,7 @@ class Segment:
 
     def close(self) -> None:
         """Frees the descriptor; a write that comes after that is refused instead of going to whoever gets its number."""
-        fd, self.fd = self.fd, -1
+        fd, self.fd = self.fd if self.check_descriptor() else -1, -1
         if fd >= 0:
             os.close(fd)
 

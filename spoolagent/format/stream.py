@@ -204,23 +204,23 @@ class StreamWriter:
                 self._dirty = True
                 if self._deferred:
                     self._write_deferred()
-            except OSError as error:
-                if segment.size > before:  # a signal handler's TimeoutError, just after the write
-                    self.seq, self._dirty = max(self.seq, seq), True
-                else:
-                    self._failed(error)
-                    self._count_drop(now_ns())
             except (_TooLarge, TypeError):  # also a clock that says more than 64 bits hold
                 if segment.size > before:  # a signal handler's, just after the write
-                    self.seq, self._dirty = max(self.seq, seq), True
+                    self._fast, segment.broken = None, True
                     raise
                 self._busy = False
                 self._append_slowly(event)
-            except BaseException:
-                self._fast = None
-                if segment.size > before:
-                    self.seq = max(self.seq, seq)  # a KeyboardInterrupt, just after the write
-                raise
+            except BaseException as error:
+                # Also a KeyboardInterrupt, perhaps just after the write, and perhaps a second one with the next call:
+                # the file tells what was written (`_rotate`).
+                was_written = segment.size > before
+                self._fast, segment.broken = None, segment.broken or was_written
+                if not isinstance(error, OSError):
+                    segment.broken = True
+                    raise
+                if not was_written:
+                    self._failed(error)
+                    self._count_drop(now_ns())
             finally:
                 self._busy = False
 
@@ -430,8 +430,8 @@ class StreamWriter:
         else:
             segment.seal(self.seq, closed=False)
         prev = segment.sha256()
+        self._retired.append(segment)  # first: an exception may come in between
         self._segment = None
-        self._retired.append(segment)
         self._next_segment(prev)
 
     def _next_segment(self, prev: str | None) -> None:
@@ -518,6 +518,9 @@ class StreamWriter:
             segment = self._segment
             if self._busy or self.closed or segment is None:
                 return
+            if self._live is not None:
+                with contextlib.suppress(OSError):  # the next second tries again
+                    self._live.keep()
             if segment.check_descriptor() and not segment.is_removed():
                 return
             self._fast = None  # also after a daemon that closes all descriptors
