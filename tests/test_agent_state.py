@@ -8,6 +8,7 @@ import sys
 import pytest
 from acceptance_help import agent, json_lines
 from cli_help import forked
+from shipping_help import shipped_files
 from spool_help import make_writer, python, streams, until, write_metrics
 from test_stuck import Serving, events_in
 from test_worker import Agent, simple
@@ -167,3 +168,39 @@ def test_something_else_than_the_agents_folder(tmp_path, name, make):
         if verb == "replay":
             assert f"{spool / name} is " in done.stderr and "move it away" in done.stderr
     assert not (spool / "nowhere").exists() and not (tmp_path / "a.jsonl").exists()
+
+
+# -- the same for a shipper --------------------------------------------------------------------------------------
+
+
+def test_a_shipper_comes_through_a_spool_that_is_moved_away_and_back(tmp_path):
+    """It makes nothing where the spool was: that would be in the way when it comes back, or below a mount point."""
+    spool, away, server = tmp_path / "spool", tmp_path / "away", tmp_path / "server"
+    writer = make_writer(spool)
+    write_metrics(writer, 10)
+    with agent("ship", "--spool", "spool", "--to", "server", cwd=tmp_path, name="ship") as ship:
+        until(lambda: shipped_files(server) == shipped_files(spool), what="the first bytes")
+        shutil.rmtree(spool / ".agent")
+        write_metrics(writer, 10, first=10)
+        until(lambda: shipped_files(server) == shipped_files(spool), what="the next ones, without .agent")
+        os.rename(spool, away)
+        until(lambda: "is not a spool: it does not exist" in ship.said, what="the line")
+        write_metrics(writer, 10, first=20)  # training has its files open
+        assert not spool.exists()
+        os.rename(away, spool)
+        until(lambda: shipped_files(server) == shipped_files(spool), what="the rest")
+        shutil.rmtree(server / ".agent")
+        write_metrics(writer, 10, first=30)
+        until(lambda: shipped_files(server) == shipped_files(spool), what="it without the server's .agent")
+        ship.stop()
+    writer.close()
+
+
+def test_a_shipper_ends_when_another_spool_is_in_the_place_of_its_own(tmp_path):
+    simple(tmp_path / "spool", count=1)
+    with agent("ship", "--spool", "spool", "--to", "server", cwd=tmp_path, name="ship") as ship:
+        until(lambda: shipped_files(tmp_path / "server") == shipped_files(tmp_path / "spool"), what="it")
+        os.rename(tmp_path / "spool", tmp_path / "first")
+        simple(tmp_path / "spool", run="run-2", count=1)
+        assert ship.wait() == 2
+        assert "is another spool now" in ship.said and ship.said.endswith("start ship again\n")

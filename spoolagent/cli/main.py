@@ -14,6 +14,7 @@ import spoolagent
 from spoolagent.cli import agent, check, configure, dead_letters, demo, inspect, listing, replay, status
 from spoolagent.cli.common import note
 from spoolagent.errors import SpoolError
+from spoolagent.words import Seldom, tell_words
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -92,6 +93,7 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):  # closed by the caller (`>&-`): Python has None for them
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
+    tell_words(Seldom(note))
     sys.exit(run(sys.argv[1:]))
 
 

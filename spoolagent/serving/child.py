@@ -1,7 +1,7 @@
 """The worker process of one receiver: `python -m spoolagent.serving.child`, started by the supervisor.
 
 It gets its job as one JSON line on standard input and ends when that closes, so it never outlives its
-supervisor. It answers in JSON lines on standard output: {"ready"}, {"say"}, {"progress"}, {"beat"}, {"done"}.
+supervisor. It answers in JSON lines on standard output: {"ready"}, {"say"}, {"note"}, {"progress"}, {"beat"}, {"done"}.
 """
 
 import os
@@ -30,6 +30,7 @@ from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
 from spoolagent.stopping import leave_to_parent
 from spoolagent.watching import Watcher
+from spoolagent.words import tell_words
 
 _HARD_STOP_S = 25.0
 """After a stop was asked for: how long a receiver's call may still take."""
@@ -278,6 +279,7 @@ def main() -> int:
                 return  # the supervisor is gone; standard input says so, too
 
     leave_to_parent()
+    tell_words(lambda text: say(note=text))
     line = read_line()
     if not line.endswith(b"\n"):
         return 0  # the supervisor was killed before it said what to do

@@ -24,6 +24,7 @@ from spoolagent.serving.registry import load_receiver
 from spoolagent.settings import Selection, ServeSettings
 from spoolagent.stopping import Stop, not_for_children, stop_on_signals
 from spoolagent.undertaker import Undertaker
+from spoolagent.words import Seldom
 
 _HEALTHY_S = 30.0
 """A worker that lived this long begins with a short backoff again."""
@@ -51,6 +52,8 @@ class WorkerProcess:
 
     job: Job
     report: Report
+    note: Report = to_stderr
+    """For what several workers have to say, in the same words."""
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -104,21 +107,25 @@ class WorkerProcess:
                 message = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue  # a library printed to standard output
-            if not isinstance(message, dict):
-                continue
-            if "say" in message:
-                self.report(str(message["say"]))
-            if "progress" in message:
-                self.delivered, self.stuck = message["progress"], 0
-            if "beat" in message:
-                self.beat_at = time.monotonic()
-                self.doing, self.age_s = str(message["beat"]["doing"]), float(message["beat"]["age_s"])
-            if "done" in message:
-                self.done = message
-            if "failed" in message:
-                self.failed = str(message["failed"])
-            if "ready" in message:
-                self.ready.set()
+            if isinstance(message, dict):
+                self._hear(message)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "say" in message:
+            self.report(str(message["say"]))
+        if "note" in message:
+            self.note(str(message["note"]))
+        if "progress" in message:
+            self.delivered, self.stuck = message["progress"], 0
+        if "beat" in message:
+            self.beat_at = time.monotonic()
+            self.doing, self.age_s = str(message["beat"]["doing"]), float(message["beat"]["age_s"])
+        if "done" in message:
+            self.done = message
+        if "failed" in message:
+            self.failed = str(message["failed"])
+        if "ready" in message:
+            self.ready.set()
 
     @property
     def patience_s(self) -> float:
@@ -184,6 +191,7 @@ def _processes(
             "no receiver: give --to RECEIVER, or name some in [serve] to = [...] of the configuration"
         )
     seen: dict[str, str] = {}
+    note = Seldom(report)
     made = []
     for receiver in settings.receivers:
         identity = load_receiver(receiver.spec, receiver.options).identity
@@ -197,7 +205,7 @@ def _processes(
             replay=replay,
             give_up_after_s=settings.give_up_after_s if settings.give_up_after_s is not None else 120.0,
         )
-        made.append(WorkerProcess(job=job, report=report))
+        made.append(WorkerProcess(job=job, report=report, note=note))
     return made
 
 

@@ -177,6 +177,7 @@ class Shipper:
         """Opens the target when it is not, and then forgets what was verified: it may have been restored."""
         if self._is_open:
             return
+        self._check_source()
         self._known.open()
         self._is_open = True
         self._failing = 0
@@ -186,24 +187,32 @@ class Shipper:
             carrier.forget()
             carrier.retry_at, carrier.failures = 0.0, 0
 
+    def _check_source(self) -> None:
+        """Raises SourceError when the spool is away: nothing may be made where it was. UsageError when it is another one."""
+        try:
+            uuid = open_spool(self._spool.path).uuid
+        except SpoolError as error:
+            raise SourceError(f"{error}; mount it or put it back: ship goes on by itself") from error
+        if uuid != self._spool.uuid:
+            raise UsageError(
+                f"{self._spool.path} is another spool now ({uuid}, before {self._spool.uuid}): start ship again"
+            )
+
     def _sweep(self, keys: Iterable[StreamKey] | None) -> SpoolError | None:
         """Looks at the streams `keys`, or all (None). The target's refusal, if any stream met one."""
         refusal: SpoolError | None = None
         began = self._clock()
-        if keys is None and began >= self._recheck_at:
-            self._recheck_at = began + _RECHECK_S
-            self._recheck()
         try:
             if keys is None:
-                self._known.open()  # also with nothing to ship: whether it is still there, and still the same
-                self._blobs.retry_missing()
-                self._take_requests()
+                self._check_places()
             for key in self._all() if keys is None else keys:
                 if self._stop.is_set():
                     break
                 if keys is None and key in self._done:
                     continue
                 refusal = self._look_at(key) or refusal
+            if keys is None:
+                self._tally.clear("error", None, about=self._spool.path)
         except (Away, AnotherSpool) as error:
             self._is_open = False
             return error
@@ -215,6 +224,16 @@ class Shipper:
             pause_s = max(self._settings.sweep_interval_s, min(_MAX_PAUSE_S, 4.0 * (self._clock() - began)))
             self._sweep_at = self._clock() + pause_s
         return refusal
+
+    def _check_places(self) -> None:
+        """Whether spool and target are still there, and still the same; what went on, is asked for, or was late."""
+        self._check_source()
+        if self._clock() >= self._recheck_at:
+            self._recheck_at = self._clock() + _RECHECK_S
+            self._recheck()
+        self._known.open()  # also with nothing to ship
+        self._blobs.retry_missing()
+        self._take_requests()
 
     def _take_requests(self) -> None:
         """Takes back into the sweep what a reader at the target found damaged. What is not of this spool others have."""
