@@ -164,12 +164,45 @@ for bad in (lambda: wandb.plot_table("s", [1], {}), lambda: plot.line_series([[1
 """
 
 
+WATCH = """
+wandb.finish()
+run = wandb.init(project="p", id="w1")
+torch.manual_seed(3)
+def learn(model, count):
+    for i in range(count):
+        loss = model(torch.ones(2, 3)).pow(2).sum()
+        loss.backward()
+        wandb.log({"loss": loss.item()})
+first, second = torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+second[2].bias.requires_grad = False
+wandb.watch(first, log="all", log_freq=2)
+run.watch([second], log="parameters", log_freq=1)
+learn(first, 5)
+learn(second, 2)
+wandb.unwatch(first)
+learn(first, 2)
+with torch.no_grad():
+    second[0].weight[0, 0] = float("nan")
+    second[0].bias.fill_(float("inf"))
+second(torch.ones(2, 3))
+wandb.log({"end": 1})
+third = torch.nn.Linear(3, 1, dtype=torch.bfloat16)
+wandb.watch(third, idx=7, log_freq=1)
+third(torch.ones(2, 3, dtype=torch.bfloat16)).sum().backward()
+for bad in (lambda: run.watch(first, log="both"), lambda: run.watch(5), lambda: run.watch([first, "x"])):
+    attempt(bad)
+run.finish()
+third(torch.ones(2, 3, dtype=torch.bfloat16)).sum()
+"""
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The script over both sides, each in a process and directory of its own."""
     folder = tmp_path_factory.mktemp("both")
     started = [
-        help_.start(folder / which, which, ROWS + METRICS + MEDIA + CHARTS) for which in ("real", "ours")
+        help_.start(folder / which, which, ROWS + METRICS + MEDIA + CHARTS + WATCH)
+        for which in ("real", "ours")
     ]
     for process in started:
         help_.ended(process)
@@ -212,6 +245,17 @@ def test_same_charts_through_the_receiver(both, tmp_path):
     mine, theirs = (_drawn(log) for log in (ours, real))
     assert len(theirs) == 13
     assert mine == theirs
+
+
+def test_same_gradients_and_parameters_through_the_receiver(both, tmp_path):
+    ours = help_.history(help_.replay(both / "ours" / "spool", "w1", tmp_path))
+    real = help_.history(next((both / "real").rglob("run-w1.wandb")))
+    assert len(ours) == len(real)
+    assert {"gradients/weight", "parameters/graph_12.weight", "gradients/graph_7weight"} <= {
+        path[0] for row in real for path in row
+    }
+    for theirs, mine in zip(real, ours, strict=True):
+        assert help_.differences(mine, theirs) == {}
 
 
 def _drawn(log):

@@ -9,8 +9,8 @@ nothing). Its id is `id=`, else `WANDB_RUN_ID`, else `SPOOLAGENT_RUN`, else a ne
 adds an attempt to that run, and the steps go on where the attempt before stopped.
 
 Differs from W&B: a row for a step that is gone is kept; nothing here waits for a server, so what needs one raises
-`NotSupportedError` (an AttributeError and NotImplementedError); `watch` does nothing and says so; a table that was
-changed can be logged again.
+`NotSupportedError` (an AttributeError and NotImplementedError); `watch` logs no graph; a table that was changed can
+be logged again.
 
 What becomes of a `log` call, beside docs/format.md: every event has the row's `step` and `commit`; the row is
 complete with `commit` true, or when a larger step comes. Numbers: one `metrics` event, the last of the call.
