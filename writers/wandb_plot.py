@@ -134,18 +134,18 @@ def confusion_matrix(
 
     if probs is not None and preds is not None:
         raise ValueError("Only one of `probs` or `preds` should be provided, not both.")
-    if probs is not None:
-        preds = np.argmax(probs, axis=1).tolist()
-    if len(preds) != len(y_true):
+    true: Any = y_true
+    found: Any = preds if probs is None else np.argmax(probs, axis=1).tolist()
+    if len(found) != len(true):
         raise ValueError("The number of predictions and true labels must be equal.")
-    seen = sorted(set(preds) | set(y_true)) if class_names is None else list(range(len(class_names)))
+    seen = sorted(set(found) | set(true)) if class_names is None else list(range(len(class_names)))
     names = [f"Class_{i + 1}" for i in range(len(seen))] if class_names is None else class_names
-    if max(len(set(preds)), len(set(y_true))) > len(names):
+    if max(len(set(found)), len(set(true))) > len(names):
         raise ValueError("The number of unique classes exceeds the number of class names.")
     counts = np.zeros((len(seen), len(seen)))
     place = {value: i for i, value in enumerate(seen)}
-    for true, guess in zip(y_true, preds, strict=True):
-        counts[place[true], place[guess]] += 1
+    for one, guess in zip(true, found, strict=True):
+        counts[place[one], place[guess]] += 1
     data = [[a, b, counts[i, j]] for i, a in enumerate(names) for j, b in enumerate(names)]
     columns = ["Actual", "Predicted", "nPredictions"]
     return plot_table(
