@@ -5,6 +5,7 @@
 | run_start | the run's record; config |
 | metrics, image, histogram, audio, video, table, text | columns of a history row, files below `media/` |
 | custom `wandb.value`, `wandb.run` | any JSON as a column; a new name, notes, tags of the run |
+| custom `wandb.chart` | how a table is drawn: config below `_wandb` |
 | param, hparams, tag | config (tags below the key `tags`) |
 | text with a path, artifact, model | files of the run |
 | summary, define_metric, alert | the same |
@@ -169,6 +170,9 @@ def _custom(run: Session, event: Event, writer: str, blobs: str) -> bool:
     name, data = event.data["name"], event.data["data"]
     if name == "wandb.value" and isinstance(data, dict) and isinstance(data.get("key"), str):
         return _value(run, event, writer, blobs)
+    if name == "wandb.chart" and isinstance(data, dict) and isinstance(data.get("key"), str):
+        run.records.chart(data["key"], json_text(from_json(data.get("panel"))))
+        return True
     if name != "wandb.run" or not isinstance(data, dict):
         return False
     fields: dict[str, Any] = {k: str(data[k]) for k in ("name", "notes", "group", "job_type") if k in data}

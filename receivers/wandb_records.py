@@ -99,6 +99,12 @@ class Records:
                 record.config.update.add(key=key, value_json=text)
         self._keep(record)
 
+    def chart(self, key: str, text: str) -> None:
+        """How a chart is drawn, as JSON."""
+        record = self._new()
+        record.config.update.add(nested_key=["_wandb", "visualize", key], value_json=text)
+        self._keep(record)
+
     def row(self, row: Closed, start_ns: int) -> None:
         """A history row with its step, its recorded time and the time since the run's start, in seconds."""
         record = self._new()

@@ -201,7 +201,12 @@ class Upload:
                 setattr(self._run, attribute, now[name])
 
     def _on_config(self, record: Any) -> None:
-        self._config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+        for item in record.config.update:
+            value = json.loads(item.value_json)
+            if item.nested_key:  # a chart; as the SDK itself tells its core of one
+                self._run._config_callback(key=tuple(item.nested_key), val=value)  # noqa: SLF001
+            else:
+                self._config[item.key] = value
 
     def _on_history(self, record: Any) -> None:
         step = record.history.step.num

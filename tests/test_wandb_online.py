@@ -86,22 +86,24 @@ def test_upload_resume_and_end(backend, tmp_path, monkeypatch):
         start(name="n", group="g", labels=["t"], config={"lr": 0.1}),
         ("define_metric", {"name": "a", "summary": "max"}),
         ("text", {"key": "k", "path": "notes.txt", "text": "hello"}),
+        ("custom", {"name": "wandb.chart", "data": {"key": "c", "panel": {"panel_type": "Vega2"}}}),
         *[metrics(step, a=step, bad="NaN") for step in range(4)],
     )
     until(lambda: len(backend.runs.get("s--r", wandb_backend.FakeRun("", "")).history) == 3, "three rows")
     assert backend.runs["s--r"].exit_codes == []
     target.deliver(
-        "r", metrics(4, a=2), ("param", {"params": {"p": 2}}), ("summary", {"summary": {"best": 9}}), first=8
+        "r", metrics(4, a=2), ("param", {"params": {"p": 2}}), ("summary", {"summary": {"best": 9}}), first=9
     )
     target.end("r", "failed", 3)
     target.close()
     run = backend.runs["s--r"]
     assert values(run, "_step", "a") == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 2)]
-    assert [row["_timestamp"] for row in run.rows] == [(1_700_000_000_004 + n) / 1000 for n in range(5)]
+    assert [row["_timestamp"] for row in run.rows] == [(1_700_000_000_005 + n) / 1000 for n in range(5)]
     assert run.rows_sent == 5
     assert comparable(run.rows[0]["bad"]) == "NaN"
     assert run.exit_codes == [3]
     assert server_config(run) == {"lr": 0.1, "p": 2}
+    assert run.config["_wandb"]["value"]["visualize"] == {"c": {"panel_type": "Vega2"}}
     assert (run.summary["a"], run.summary["best"], run.summary["_step"]) == ({"max": 3}, 9, 4)
     assert (run.fields["displayName"], run.fields["groupName"], run.fields["tags"]) == ("n", "g", ["t"])
     assert (run.fields.get("notes"), run.fields.get("jobType"), run.project) == (None, None, "p")
@@ -110,7 +112,7 @@ def test_upload_resume_and_end(backend, tmp_path, monkeypatch):
 
     # the run goes on, with a receiver that starts anew
     again = Target(tmp_path / "state", target.state)
-    again.deliver("r", metrics(5, a=7), first=11)
+    again.deliver("r", metrics(5, a=7), first=12)
     again.end("r")
     again.close()
     assert values(run, "_step", "a") == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 2), (5, 7)]

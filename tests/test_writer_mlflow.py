@@ -18,6 +18,7 @@ from writer_help import Clock, fields, only, read_spool
 
 from spoolagent.testing import set_fault
 from spoolagent.writers import mlflow as ours
+from spoolagent.writers import mlflow_checks
 from spoolagent.writers.run import finish_all
 
 
@@ -363,6 +364,16 @@ def test_the_rest_says_that_it_is_not_supported_offline(name):
     with pytest.raises(AttributeError, match=r"MlflowClient\.search_traces is not supported offline"):
         _ = ours.MlflowClient().search_traces
     assert not hasattr(ours, name)
+
+
+def test_tags_of_an_experiment_stay_here_and_a_warning_says_so(spool, capsys, monkeypatch):
+    monkeypatch.setattr(mlflow_checks, "_warned", set())
+    chosen = ours.set_experiment("tagged")
+    ours.set_experiment_tag("a", 1)
+    ours.set_experiment_tags({"b": "x"})
+    ours.MlflowClient().set_experiment_tag(chosen.experiment_id, "c", "y")
+    assert ours.get_experiment_by_name("tagged").tags == {"a": "1", "b": "x", "c": "y"}
+    assert capsys.readouterr().err.count("stay here: set them in MLflow") == 1
 
 
 def test_autolog_names_the_alternative(spool):

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pytest
 import wandb_writer_help as help_
+from wandb_help import read_records
 
 import spoolagent.writers.wandb as wandb
 from spoolagent.format import layout
@@ -143,12 +144,69 @@ wandb.log({"tab": wandb.Table(columns=["a", "b"], data=[[1, "x"], [2.5, None]])}
 wandb.log({"page": wandb.Html("<b>x</b>")})
 """
 
+CHARTS = """
+wandb.finish()
+wandb.init(project="p", id="c1")
+table = wandb.Table(columns=["x", "y"], data=[[i, i * i] for i in range(4)])
+probas = [[0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.9, 0.1], [0.45, 0.55]]
+true = [0, 1, 1, 0, 0]
+plot = wandb.plot
+wandb.log({"line": plot.line(table, "x", "y", title="L"), "scatter": plot.scatter(table, "x", "y")})
+wandb.log({"bar": plot.bar(table, "x", "y"), "hist": plot.histogram(table, "y", split_table=True), "n": 1})
+wandb.log({"series": plot.line_series([0, 1, 2], [[1, 2, 3], [3, 2, 1]], ["a", "b"], "two", "s")})
+wandb.log({"many": plot.line_series([[0, 1], [5, 6]], [[1, 2], [3, 2]])})
+wandb.log({"cm": plot.confusion_matrix(y_true=true, preds=[0, 1, 0, 0, 1], class_names=["n", "y"])})
+wandb.log({"probs": plot.confusion_matrix(probs=probas, y_true=true, title="t")})
+wandb.log({"roc": plot.roc_curve(true, probas, labels=["n", "y"]), "one": plot.roc_curve(true, probas, classes_to_plot=[1])})
+wandb.log({"pr": plot.pr_curve(true, probas, labels=["n", "y"]), "few": plot.pr_curve(true, probas, interp_size=5)})
+wandb.log({"own": wandb.plot_table("me/spec", table, {"a": "x"}, {"title": "t"})})
+for bad in (lambda: wandb.plot_table("s", [1], {}), lambda: plot.line_series([[1]], [[1], [2]]),
+    lambda: plot.line_series([1], [[1]], keys=[]), lambda: plot.confusion_matrix(probs=probas, preds=[1], y_true=true),
+    lambda: plot.confusion_matrix(preds=[1], y_true=true), lambda: plot.confusion_matrix(preds=true, y_true=true, class_names=["a"])):
+    attempt(bad)
+"""
+
+
+WATCH = """
+wandb.finish()
+run = wandb.init(project="p", id="w1")
+torch.manual_seed(3)
+def learn(model, count):
+    for i in range(count):
+        loss = model(torch.ones(2, 3)).pow(2).sum()
+        loss.backward()
+        wandb.log({"loss": loss.item()})
+first, second = torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+second[2].bias.requires_grad = False
+wandb.watch(first, log="all", log_freq=2)
+run.watch([second], log="parameters", log_freq=1)
+learn(first, 5)
+learn(second, 2)
+wandb.unwatch(first)
+learn(first, 2)
+with torch.no_grad():
+    second[0].weight[0, 0] = float("nan")
+    second[0].bias.fill_(float("inf"))
+second(torch.ones(2, 3))
+wandb.log({"end": 1})
+third = torch.nn.Linear(3, 1, dtype=torch.bfloat16)
+wandb.watch(third, idx=7, log_freq=1)
+third(torch.ones(2, 3, dtype=torch.bfloat16)).sum().backward()
+for bad in (lambda: run.watch(first, log="both"), lambda: run.watch(5), lambda: run.watch([first, "x"])):
+    attempt(bad)
+run.finish()
+third(torch.ones(2, 3, dtype=torch.bfloat16)).sum()
+"""
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The script over both sides, each in a process and directory of its own."""
     folder = tmp_path_factory.mktemp("both")
-    started = [help_.start(folder / which, which, ROWS + METRICS + MEDIA) for which in ("real", "ours")]
+    started = [
+        help_.start(folder / which, which, ROWS + METRICS + MEDIA + CHARTS + WATCH)
+        for which in ("real", "ours")
+    ]
     for process in started:
         help_.ended(process)
     return folder
@@ -180,8 +238,41 @@ def test_same_summary_and_config_through_the_receiver(both, tmp_path, kind):
 
 def test_same_media_through_the_receiver(both, tmp_path):
     """Nested media have a dotted key here; all else is the same."""
-    real = next((both / "real").rglob("run-i1.wandb"))
-    ours = help_.replay(both / "ours" / "spool", "i1", tmp_path)
+    _compare_media(both, "i1", tmp_path)
+
+
+def test_same_charts_through_the_receiver(both, tmp_path):
+    """Their tables, and how they are drawn, which is config below `_wandb`."""
+    ours = _compare_media(both, "c1", tmp_path)
+    real = next((both / "real").rglob("run-c1.wandb"))
+    mine, theirs = (_drawn(log) for log in (ours, real))
+    assert len(theirs) == 13
+    assert mine == theirs
+
+
+def test_same_gradients_and_parameters_through_the_receiver(both, tmp_path):
+    ours = help_.history(help_.replay(both / "ours" / "spool", "w1", tmp_path))
+    real = help_.history(next((both / "real").rglob("run-w1.wandb")))
+    assert len(ours) == len(real)
+    assert {"gradients/weight", "parameters/graph_12.weight", "gradients/graph_7weight"} <= {
+        path[0] for row in real for path in row
+    }
+    for theirs, mine in zip(real, ours, strict=True):
+        assert help_.differences(mine, theirs) == {}
+
+
+def _drawn(log):
+    return {
+        tuple(item.nested_key): json.loads(item.value_json)
+        for record in read_records(log)
+        for item in record.config.update
+        if list(item.nested_key[:2]) == ["_wandb", "visualize"]
+    }
+
+
+def _compare_media(both, run, tmp_path):
+    real = next((both / "real").rglob(f"run-{run}.wandb"))
+    ours = help_.replay(both / "ours" / "spool", run, tmp_path)
     theirs, mine = ([flat(row) for row in help_.history(log)] for log in (real, ours))
     files = ("path", "sha256", "size", "filenames", "artifact_path", "_latest_artifact_path", "log_mode")
     for left, right in zip(mine, theirs, strict=True):
@@ -196,6 +287,7 @@ def test_same_media_through_the_receiver(both, tmp_path):
                     same_content(ours.parent / "files" / name, real.parent / "files" / other)
             elif path.endswith(".path"):
                 same_content(ours.parent / "files" / value, real.parent / "files" / right[path])
+    return ours
 
 
 def flat(row):
@@ -313,7 +405,7 @@ def test_what_needs_a_server_says_so(spool):
     for name in ("use_artifact", "log_code", "restore", "status"):
         with pytest.raises(NotSupportedError, match=name):
             getattr(run, name)
-    for name in ("Api", "plot", "sweep", "Object3D", "Molecule", "use_artifact", "keras"):
+    for name in ("Api", "sweep", "Object3D", "Molecule", "use_artifact", "keras"):
         with pytest.raises(NotSupportedError, match=name):
             getattr(wandb, name)
         assert not hasattr(wandb, name)

@@ -205,6 +205,16 @@ def get_experiment_by_name(name: str) -> Experiment | None:
     return _client.get_experiment_by_name(name)
 
 
+def set_experiment_tag(key: str, value: Any) -> None:
+    """Keeps a tag of the active experiment in this process; it does not reach the tracker, and a warning says so."""
+    _book.tag_experiment(_chosen_experiment(), {key: value})
+
+
+def set_experiment_tags(tags: dict[str, Any]) -> None:
+    """Several of them."""
+    _book.tag_experiment(_chosen_experiment(), tags)
+
+
 def search_runs(
     experiment_ids: list[str] | None = None,
     filter_string: str = "",
@@ -341,6 +351,8 @@ __all__ = [
     "log_text",
     "search_runs",
     "set_experiment",
+    "set_experiment_tag",
+    "set_experiment_tags",
     "set_registry_uri",
     "set_tag",
     "set_tags",

@@ -60,6 +60,14 @@ def named_experiment(
     return known
 
 
+def tag_experiment(known: Experiment, tags: Mapping[str, Any]) -> None:
+    """Keeps tags of an experiment here, and says once that the tracker does not get them."""
+    known.tags |= {str(key): str(value) for key, value in tags.items()}
+    warn_once(
+        "experiment", f"artifact_location and tags of experiment {known.name!r} stay here: set them in MLflow"
+    )
+
+
 def experiment_ids() -> list[str]:
     """The ids of all experiments that this process has named."""
     return list(_experiments)

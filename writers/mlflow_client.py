@@ -90,6 +90,10 @@ class MlflowClient:
         """The experiment, when this process has named it before, else None."""
         return book.experiment_by_name(name)
 
+    def set_experiment_tag(self, experiment_id: str, key: str, value: Any) -> None:
+        """Keeps a tag of the experiment in this process; it does not reach the tracker, and a warning says so."""
+        book.tag_experiment(book.experiment(experiment_id), {key: value})
+
     def create_run(
         self,
         experiment_id: str,

@@ -9,8 +9,8 @@ nothing). Its id is `id=`, else `WANDB_RUN_ID`, else `SPOOLAGENT_RUN`, else a ne
 adds an attempt to that run, and the steps go on where the attempt before stopped.
 
 Differs from W&B: a row for a step that is gone is kept; nothing here waits for a server, so what needs one raises
-`NotSupportedError` (an AttributeError and NotImplementedError); `watch` does nothing and says so; a table that was
-changed can be logged again.
+`NotSupportedError` (an AttributeError and NotImplementedError); `watch` logs no graph; a table that was changed can
+be logged again.
 
 What becomes of a `log` call, beside docs/format.md: every event has the row's `step` and `commit`; the row is
 complete with `commit` true, or when a larger step comes. Numbers: one `metrics` event, the last of the call.
@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from spoolagent.writers import wandb_config, wandb_errors, wandb_init
+from spoolagent.writers import wandb_plot as plot
 from spoolagent.writers.wandb_artifact import Artifact
 from spoolagent.writers.wandb_config import Config
 from spoolagent.writers.wandb_disabled import DisabledRun
@@ -40,6 +41,7 @@ from spoolagent.writers.wandb_errors import (
 )
 from spoolagent.writers.wandb_image import Image
 from spoolagent.writers.wandb_media import Audio, Classes, Histogram, Html, Video
+from spoolagent.writers.wandb_plot import plot_table
 from spoolagent.writers.wandb_run import Run
 from spoolagent.writers.wandb_settings import Settings, make_settings
 from spoolagent.writers.wandb_table import Table
@@ -231,7 +233,6 @@ def termlog(string: str = "", newline: bool = True, repeat: bool = True) -> None
 termwarn = termerror = termlog
 
 _ELSEWHERE = {
-    "plot": "draw it with matplotlib and log wandb.Image(figure), or log a wandb.Table",
     "sweep": "it needs a server",
     "agent": "it needs a server",
     "controller": "it needs a server",
@@ -262,8 +263,6 @@ _REFUSED = frozenset(
         "jupyter",
         "sacred",
         "integration",
-        "plot",
-        "plot_table",
         "visualize",
         "profiler",
         "restore",
@@ -335,6 +334,8 @@ __all__ = [
     "log_model",
     "login",
     "mark_preempting",
+    "plot",
+    "plot_table",
     "run",
     "save",
     "setup",

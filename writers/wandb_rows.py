@@ -15,6 +15,7 @@ from spoolagent.format.values import clean_text, metric_value, to_json
 from spoolagent.writers.tb_values import wall_ns
 from spoolagent.writers.wandb_errors import notice, refuse
 from spoolagent.writers.wandb_media import Html, Part, WBValue, text_part
+from spoolagent.writers.wandb_plot import CustomChart
 from spoolagent.writers.wandb_values import friendly, key_text
 
 _INLINE = 256 << 10
@@ -49,6 +50,9 @@ def make_row(data: Mapping[str, Any], step: int) -> Row:
 
 def _add(row: Row, key: str, value: Any, step: int) -> None:
     value = _media(value)
+    if isinstance(value, CustomChart):
+        row.parts.append(value.panel(key))
+        key, value = value.table_key(key), value.table
     if isinstance(value, WBValue):
         row.parts.extend(value.parts(key, step))
         row.shown[key] = value.summary()

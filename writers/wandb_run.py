@@ -26,6 +26,7 @@ from spoolagent.writers.wandb_media import Part
 from spoolagent.writers.wandb_rows import make_row
 from spoolagent.writers.wandb_settings import Settings
 from spoolagent.writers.wandb_summary import Summary
+from spoolagent.writers.wandb_watch import Watched
 
 _SPECIAL = frozenset(("", "_step", "_timestamp"))
 _LARGE = 128 << 10
@@ -71,6 +72,7 @@ class Run(RunFacts):
         self._is_finished = False
         self._lock = threading.RLock()
         self._saved = Saved(spool, settings.files_dir)
+        self._watched = Watched(lambda values: self.log(values, commit=False))
         self._on_finish: list[Callable[[Run], None]] = []
         active.append(self)
 
@@ -286,12 +288,14 @@ class Run(RunFacts):
         idx: int | None = None,
         log_graph: bool = False,
     ) -> None:
-        """Does nothing, and says so once."""
-        del models, criterion, log, log_freq, idx, log_graph
-        notice("watch() does nothing here: gradients and parameters are not logged by themselves")
+        """Logs histograms of the gradients and parameters of torch models, each `log_freq` batches, until the end."""
+        del criterion
+        self._check_running("watch")
+        self._watched.watch(models, log, log_freq, idx, log_graph=log_graph)
 
     def unwatch(self, models: Any = None) -> None:
-        """Does nothing, as `watch`."""
+        """Stops that, for these models or for all."""
+        self._watched.unwatch(models)
 
     def _label(self, code: str | None = None, **kwargs: Any) -> None:
         """Which framework logs: W&B's own statistics, not kept. Hugging Face calls it."""
@@ -318,6 +322,7 @@ class Run(RunFacts):
         with self._lock:
             if self._is_finished:
                 return
+            self._watched.unwatch()
             self._saved.finish()
             self._is_finished = True
         if self in active:
