@@ -68,14 +68,14 @@ def test_what_a_killed_shipper_left_at_the_target_is_synced_before_it_counts(tmp
     write_metrics(writer, 3)
     writer.close()
     shipping_help.ship_once(source, target)
-    stream = folder_of(writer)
-    there = os.path.join(target, os.path.relpath(stream, source))
+    stream = os.path.relpath(folder_of(writer), source)
     shutil.rmtree(os.path.join(source, ".agent"))  # it was killed before its fsync, and kept no receipt
     seen.clear()
     report = shipping_help.ship_once(source, target)
     assert report.complete == 1
-    synced = [path for operation, path in seen if operation == "fsync"]
-    assert os.path.join(there, layout.segment_name(1)) in synced and there in synced
+    there = [path for operation, path in seen if operation == "fsync" and not path.startswith(source)]
+    assert [path[-len(stream) :] for path in there if not path.endswith(".jsonl")] == [stream]
+    assert [path for path in there if path.endswith(os.path.join(stream, layout.segment_name(1)))]
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
