@@ -2,7 +2,7 @@
 
 A spool that is put back from a backup brings older cursors along. The files of its targets are not older, and say
 with the mirror beside them what was appended since, so that nothing is appended twice. See
-docs/decisions/0010-the-mirror-lies-with-the-target.md.
+docs/decisions/0011-the-mirror-lies-with-the-target.md.
 """
 
 import errno
