@@ -97,6 +97,34 @@ def test_the_imports_of_frameworks_find_ours(name, script, tmp_path):
     assert not [n for n in left if "tfevents" in n or n.endswith((".wandb", ".db"))]
 
 
+def test_models_of_a_replaced_mlflow_say_so(tmp_path):
+    """The real one cannot be imported any more: no endless search for it."""
+    script = """
+from spoolagent.writers import frameworks
+frameworks.use("mlflow")
+import mlflow.sklearn
+import mlflow.models
+for use in (lambda: mlflow.sklearn.log_model(1, "m"), lambda: mlflow.models.infer_signature, lambda: mlflow.sklearn.save_model):
+    try:
+        use()
+    except NotImplementedError as error:
+        assert "in the place of mlflow" in str(error), error
+    else:
+        raise AssertionError
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path, "ours"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match="'aim' is not one of"):
         frameworks.use("aim")

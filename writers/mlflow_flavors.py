@@ -57,14 +57,18 @@ def no_autolog(name: str) -> NotSupportedOffline:
 
 
 def _real(name: str, wanted: str) -> Any:
+    trouble: object = "frameworks.use('mlflow') put this module in the place of mlflow"
     try:
-        return importlib.import_module(f"mlflow.{name}")
+        found: Any = importlib.import_module(f"mlflow.{name}")
     except ImportError as error:
-        raise not_offline(
-            f"{name}.{wanted}",
-            f"it needs mlflow and its library here ({error}). Or save the model with its own library into a folder and "
-            "call log_artifacts(folder, 'model')",
-        ) from error
+        found, trouble = None, error
+    if found is not None and not isinstance(found, (Library, Flavor)):
+        return found
+    raise not_offline(
+        f"{name}.{wanted}",
+        f"it needs mlflow and its library here ({trouble}). Or save the model with its own library into a folder and "
+        "call log_artifacts(folder, 'model')",
+    )
 
 
 class Library(ModuleType):
