@@ -1,5 +1,6 @@
 """What an operator can do to an agent's own files under its hands: remove them, replace them, put something in their place."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from acceptance_help import agent, json_lines
 from cli_help import forked
 from shipping_help import shipped_files
 from spool_help import make_writer, python, streams, until, write_metrics
+from tb_help import tree
 from test_stuck import Serving, events_in
 from test_worker import Agent, simple
 
@@ -67,23 +69,24 @@ def test_an_idle_worker_notices_at_its_sweep(tmp_path):
     assert worker.passes >= 98
 
 
-def test_serve_begins_anew_when_agent_is_removed(tmp_path):
-    """With a file that is there without cursors it does what it does at a start: it leaves it alone, and says so."""
+def test_serve_goes_on_when_agent_is_removed(tmp_path):
+    """By the mirror beside the file; TensorBoard has none, and leaves directories alone of which it knows nothing."""
     spool, out = tmp_path / "spool", tmp_path / "out.jsonl"
     writer = make_writer(spool)
     write_metrics(writer, 10)
-    with agent("serve", "--spool", "spool", "--to", "jsonl:out.jsonl", cwd=tmp_path, name="serve") as serve:
+    to = ("--to", "jsonl:out.jsonl", "--to", "tensorboard:tb")
+    with agent("serve", "--spool", "spool", *to, cwd=tmp_path, name="serve") as serve:
         until(lambda: len(seqs(out)) == 11, what="the events")
+        until(lambda: [x.applied for x in read_status(str(spool))] == [11, 11], what="their count")
+        kept = tree(tmp_path / "tb")
         shutil.rmtree(spool / ".agent")
-        until(lambda: "lock is gone while it was in use" in serve.said, what="the line")
+        until(lambda: serve.said.count("lock is gone while it was in use") == 2, what="the lines")
         write_metrics(writer, 10, first=10)
-        until(lambda: "was not written by this spool's receiver" in serve.said, what="the refusal")
-        assert len(seqs(out)) == 11
-        os.rename(out, tmp_path / "kept.jsonl")
-        until(lambda: len(seqs(out)) == 21, what="everything in a file of its own")
-        (receiver,) = until(lambda: read_status(str(spool)), what="its status")
-        until(lambda: read_status(str(spool))[0].applied == 21, what="its count")
-        assert receiver.is_running
+        until(lambda: len(seqs(out)) == 21, what="the rest")
+        assert "its mirror has taken its place" in serve.said
+        until(lambda: "files that this spool's receiver did not write" in serve.said, what="the refusal")
+        until(lambda: [x.applied for x in read_status(str(spool))] == [21, 0], what="their count")
+        assert tree(tmp_path / "tb") == kept and seqs(out) == [("run-1", seq) for seq in range(1, 22)]
         serve.stop()
     writer.close()
 
@@ -128,8 +131,15 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("make", ["directory", "FIFO", "dangling link"])
-@pytest.mark.parametrize("name", ["lock", "state.sqlite", "state.mirror"])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        *itertools.product(["lock", "state.sqlite"], ["directory", "FIFO", "dangling link"]),
+        *itertools.product(
+            ["state.mirror"], ["directory", "FIFO"]
+        ),  # a link leads to where a target's files are
+    ],
+)
 def test_only_that_receiver_stops(tmp_path, name, make):
     spool = tmp_path / "spool"
     simple(spool, count=10)

@@ -7,6 +7,7 @@ import errno
 import os
 import sqlite3
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import schedule_help as h
@@ -427,6 +428,10 @@ def test_a_target_that_turns_read_only(tmp_path, disk):
     write_metrics(writer, 50)
     out, copy = os.path.join(disk.path, "out"), os.path.join(disk.path, "copy")
     to = f"jsonl:{out}/events.jsonl"
+    os.mkdir(out)
+    Path(
+        out, ".spoolagent"
+    ).touch()  # no mirror there: a disk with a file open to be written cannot be remounted
     with (
         h.Service(tmp_path, "serve", "serve", "--spool", spool, "--to", to) as serve,
         h.Service(tmp_path, "ship", "ship", "--spool", spool, "--to", copy) as ship,

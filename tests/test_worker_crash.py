@@ -54,6 +54,7 @@ def out(folder):
 def lines(folder):
     """How often each event stands in the JSON-lines files, and the files' names."""
     names = sorted(os.listdir(folder / "out")) if (folder / "out").exists() else []
+    names = [name for name in names if name != ".spoolagent"]
     found = Counter()
     for name in names:
         for line in (folder / "out" / name).read_text().splitlines():

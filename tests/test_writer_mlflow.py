@@ -18,7 +18,6 @@ from writer_help import Clock, fields, only, read_spool
 
 from spoolagent.testing import set_fault
 from spoolagent.writers import mlflow as ours
-from spoolagent.writers import mlflow_checks
 from spoolagent.writers.run import finish_all
 
 
@@ -367,7 +366,7 @@ def test_the_rest_says_that_it_is_not_supported_offline(name):
 
 
 def test_tags_of_an_experiment_stay_here_and_a_warning_says_so(spool, capsys, monkeypatch):
-    monkeypatch.setattr(mlflow_checks, "_warned", set())
+    monkeypatch.setattr("spoolagent.writers.process._warned", set())
     chosen = ours.set_experiment("tagged")
     ours.set_experiment_tag("a", 1)
     ours.set_experiment_tags({"b": "x"})
