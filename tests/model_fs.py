@@ -6,15 +6,18 @@ there, or not, or in part (a prefix, or with holes of zeros); a rename happened 
 """
 
 import os
+import re
 import shutil
 
+_BESIDE = re.compile(r"^[0-9a-f]{16}-.*\.mirror")
+"""The mirror beside a target's files. The one beside the database waits for no disk."""
 BLOCK = 64
 """Bytes that reach the disk together: far less than a page, so that small files have holes, too."""
 
 
 def own_care(name):
     """SQLite's files: what it committed stays, it calls fsync itself. Locks hold nothing."""
-    return name.startswith("state.sqlite") or name.endswith("lock")
+    return name.startswith("state.sqlite") or name.endswith("lock") or bool(_BESIDE.search(name))
 
 
 class FileModel:
@@ -47,14 +50,16 @@ class FileModel:
             found = self.names.get(os.stat(above).st_ino, {}).get(last)
             if found is None or found[0] != os.stat(os.path.join(above, last)).st_ino:
                 return b""
-        return b"" if entry is None else self.data.get(entry[0], b"")
+        if entry is None or entry[0] != os.stat(os.path.join(folder, name)).st_ino:
+            return b""  # another file was renamed over the one that is on disk
+        return self.data.get(entry[0], b"")
 
     def sync_tree(self, root):
         """All below `root` is durable as it is."""
         for folder, _, files in os.walk(root):
             self._remember(folder)
             for name in files:
-                if not own_care(name):
+                if not own_care(name) and not os.path.islink(os.path.join(folder, name)):
                     self._remember(os.path.join(folder, name))
 
     def power_cut(self, root, rng):
@@ -68,6 +73,8 @@ class FileModel:
             if own_care(name):
                 continue
             full, new, was = os.path.join(path, name), now.get(name), old.get(name)
+            if os.path.islink(full):  # to the mirror beside a target's files
+                continue
             if new is not None and new[1]:
                 self._cut_subfolder(path, full, new, old, rng)
             elif new == was:

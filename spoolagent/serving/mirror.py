@@ -6,7 +6,7 @@ other; when the mirror takes over, the damaged database is kept beside it. After
 forgotten some commits: then events are delivered again, which has no second effect.
 
 The mirror lies beside the database, or, for a target that wants it so, with the target's files; then a symbolic link
-beside the database leads to it.
+beside the database leads to it, and each of its commits is on disk, too.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Mirror:
         self._own, self._nook = os.path.join(folder, MIRROR), nook
         self._again_at = 0.0
         if copy is not None:
-            _relax(copy)
+            self._relax(copy)
             with contextlib.suppress(OSError):
                 self._point()
         elif nook is None:
@@ -108,10 +108,18 @@ class Mirror:
             _remove(self._path)
             rename(new, self._path)
             self._copy = open_checked(self._path, was_made=True)
-            _relax(self._copy)
+            self._relax(self._copy)
             self._point()
         except (sqlite3.Error, SpoolError, OSError):
             self._lose()
+
+    def _relax(self, copy: sqlite3.Connection) -> None:
+        """Here it waits for the disk only when it copies its log into its file: it stays whole, and may fall behind.
+
+        With a target's files it must not: it is what tells how far they are when the database is put back.
+        """
+        if self._nook is None:
+            copy.execute("PRAGMA synchronous=NORMAL")
 
     def _point(self) -> None:
         """The link to a mirror that lies elsewhere, in place of one that lay here."""
@@ -246,8 +254,3 @@ def _remove(path: str) -> None:
     for side in ("", "-journal", *SIDE_FILES):
         with contextlib.suppress(FileNotFoundError):
             discard(path + side)
-
-
-def _relax(copy: sqlite3.Connection) -> None:
-    """The mirror waits for the disk only when it copies its log into its file: it stays whole, and may fall behind."""
-    copy.execute("PRAGMA synchronous=NORMAL")
