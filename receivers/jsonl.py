@@ -1,7 +1,7 @@
 """`jsonl:FILE`: one line of JSON per event. The reference receiver: no tracker, nothing lost in translation."""
 
-import glob
 import os
+import re
 
 import orjson
 
@@ -29,7 +29,7 @@ class JsonLinesReceiver:
         self.identity = f"jsonl:{self._path}"
         folder, name = os.path.split(self._path)
         stem, extension = os.path.splitext(name)
-        self.beside = Beside(folder=folder, pattern=f"{glob.escape(stem)}*{glob.escape(extension)}")
+        self.beside = Beside(folder=folder, pattern=rf"{re.escape(stem)}(-[0-9]+)?{re.escape(extension)}")
         self._state: State | None = None
 
     def open(self, state: State) -> None:

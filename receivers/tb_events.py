@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spoolagent.format.events import Event, column_numbers
-from spoolagent.format.plain import open_plain
+from spoolagent.format.plain import UNREADABLE, open_plain
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers import tb_encode as tb
 from spoolagent.receivers.pixels import encode_png, image_size
@@ -74,6 +74,10 @@ def read_blob(blobs: str, reference: dict[str, Any]) -> bytes:
             data = file.read()
     except FileNotFoundError as error:
         raise Undeliverable(f"{path} is missing: ship the blobs again, then retry the dead letter") from error
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise Undeliverable(f"{path}: {error.strerror}: mend it, then retry the dead letter") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise Undeliverable(f"{path} is damaged: ship the blob again, then retry the dead letter")
     return data

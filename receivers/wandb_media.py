@@ -13,7 +13,7 @@ import orjson
 from spoolagent.errors import Transient
 from spoolagent.format.durable import make_dirs, publish, temporary, write_all, write_file
 from spoolagent.format.events import Event
-from spoolagent.format.plain import plain_size
+from spoolagent.format.plain import UNREADABLE, plain_size
 from spoolagent.format.values import from_json, number
 from spoolagent.receivers.pixels import encode_png, image_size
 from spoolagent.receivers.wandb_names import file_part
@@ -53,8 +53,14 @@ def blob_file(blobs: str, blob: dict[str, Any]) -> str:
 
 def read_blob(blobs: str, blob: dict[str, Any]) -> bytes:
     """The bytes of a blob. Raises Unusable when it is not there whole."""
-    with open(blob_file(blobs, blob), "rb") as file:
-        return file.read()
+    path = blob_file(blobs, blob)
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise Unusable(f"{path}: {error.strerror}: mend it, then retry the dead letter") from error
 
 
 def reference(value: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class WandbOffline:
         check_options("wandb", options, OPTIONS)
         self.folder = os.path.realpath(os.path.expanduser(folder))
         self.identity = f"wandb:offline:{self.folder}"
-        self.beside = Beside(folder=self.folder, pattern="offline-run-*")
+        self.beside = Beside(folder=self.folder, pattern=r"offline-run-.*")
         self._templates = Templates(options)
         self._state: State | None = None
 
@@ -197,6 +197,7 @@ class _Run:
         return next((log for log in logs if os.path.exists(log)), "")
 
     def _load(self) -> None:
+        self._says = ""
         state, name, meta = self._state, self._name, self._meta
         info = saved_info(meta["info"])
         self._part = self._current(state.get(f"part/{name}"), info)

@@ -73,7 +73,8 @@ class Beside:
     folder: str
     """Absolute. The copy lies in `<folder>/.spoolagent/`."""
     pattern: str
-    """What the files in `folder` are called: when there is none, the copy is of a target that somebody emptied."""
+    """A regular expression for the names of its files in `folder`: none there, and the copy is of a target that somebody
+    emptied."""
 
 
 class State(Protocol):

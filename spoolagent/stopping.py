@@ -7,9 +7,11 @@ SIGHUP: who changes the configuration restarts the service, which loses nothing.
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_LOOK_S = 0.5
 OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 """What a terminal sends to all processes that it started, not only to the one in charge."""
 
@@ -18,6 +20,21 @@ class Stop(threading.Event):
     """Set when the process is to end; `number` is the signal that asked for it, 0 when none did."""
 
     number = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A handler runs in the middle of the main thread's own wait() or set(): their lock must let it in.
+        self._cond = threading.Condition(threading.RLock())
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `threading.Event.wait`; also when it was set by a handler just before that began to listen."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
+            if left <= 0:
+                break
+            super().wait(left)
+        return self.is_set()
 
     @property
     def exit_code(self) -> int:

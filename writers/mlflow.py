@@ -276,6 +276,24 @@ def enable_system_metrics_logging() -> None:
     _warn_once("system", "mlflow: system metrics are not collected by spoolagent.writers.mlflow")
 
 
+def set_system_metrics_sampling_interval(interval: Any) -> None:
+    """As `enable_system_metrics_logging`."""
+    del interval
+    enable_system_metrics_logging()
+
+
+def set_system_metrics_samples_before_logging(samples: Any) -> None:
+    """As `enable_system_metrics_logging`."""
+    del samples
+    enable_system_metrics_logging()
+
+
+def set_system_metrics_node_id(node_id: Any) -> None:
+    """As `enable_system_metrics_logging`."""
+    del node_id
+    enable_system_metrics_logging()
+
+
 def disable_system_metrics_logging() -> None:
     """They are not collected anyway."""
 

@@ -13,7 +13,7 @@ from spoolagent.writers.mlflow_active import current
 from spoolagent.writers.mlflow_checks import check_folder
 from spoolagent.writers.mlflow_errors import NotSupportedOffline, not_offline
 from spoolagent.writers.process import warn_once
-from spoolagent.writers.run import list_files
+from spoolagent.writers.run import FULL, list_files
 
 _FLAVORS = """ag2 agno anthropic autogen bedrock catboost crewai diffusers dspy gemini groq h2o haystack johnsnowlabs keras
     langchain lightgbm litellm llama_index mistral onnx openai paddle pmdarima prophet pydantic_ai pyfunc pyspark
@@ -89,7 +89,13 @@ class Flavor(ModuleType):
         flavor = self.__name__.rpartition(".")[2]
         full = f"{flavor}.{name}"
         if name == "autolog":
-            raise no_autolog(full)
+
+            def autolog(*args: Any, disable: bool = False, **kwargs: Any) -> None:
+                del args, kwargs
+                if not disable:
+                    raise no_autolog(full)
+
+            return autolog
         if name in _LOCAL:
             return getattr(_real(flavor, name), name)
         raise not_offline(
@@ -117,13 +123,18 @@ class Flavor(ModuleType):
                 "model", f"mlflow.{flavor}.log_model: not kept offline: {', '.join(lost)}; the model is"
             )
         run = current()
-        with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
-            where = f"{folder}/model"
-            if len(args) > at:
-                save(*args[:at], where, *args[at + 1 :], **kwargs)
-            else:
-                save(*args, path=where, **kwargs)
-            run.writer().log_files("model", list_files(where), {"path": path, "flavor": flavor})
+        try:
+            with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
+                where = f"{folder}/model"
+                if len(args) > at:
+                    save(*args[:at], where, *args[at + 1 :], **kwargs)
+                else:
+                    save(*args, path=where, **kwargs)
+                run.writer().log_files("model", list_files(where), {"path": path, "flavor": flavor})
+        except OSError as error:
+            if error.errno not in FULL:
+                raise  # the caller's: a file that is not there
+            run.writer().drop(f"model {path}: {error.strerror}")
         return ModelInfo(run.id, path)
 
 

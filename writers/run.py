@@ -9,6 +9,7 @@ A call appends one line to the spool and returns. It raises only for the caller'
 ValueError); what the disk refuses is dropped, counted and put on record as a gap.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ _LARGE = MAX_LINE // 2
 """Bytes of JSON or text from which a payload goes to a blob rather than into its line."""
 _SHORT = 4000
 """Characters that are kept of a text that describes the run, where they do not all fit in its first line."""
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO))
+"""What a disk says that is full or broken, the temporary directory's too."""
 _STEPS = range(-(1 << 63), 1 << 63)
 """What a step can be."""
 

@@ -7,7 +7,7 @@ as it did before the import line was changed; without it they raise NotImplement
 import os
 from typing import Any
 
-from spoolagent.writers.run import Run, list_files, optional
+from spoolagent.writers.run import FULL, Run, list_files, optional
 from spoolagent.writers.tb_files import FileWriter, torch_module
 
 
@@ -185,18 +185,23 @@ class Plugins:
         mat = torch_module("add_embedding", "_convert_np").make_np(mat)
         step = 0 if global_step is None else global_step
         subdir = f"{str(step).zfill(5)}/{self._encode(tag)}"
-        with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
-            inside = os.path.join(folder, subdir)
-            os.makedirs(inside)
-            _write_embedding(torch, inside, mat, metadata, label_img, metadata_header)
-            if self._projector is None:
-                self._projector = torch_module("add_embedding", "writer").ProjectorConfig()
-            info = torch.get_embedding_info(metadata, label_img, subdir, step, tag)
-            self._projector.embeddings.extend([info])
-            torch.write_pbtxt(folder, str(self._projector))
-            self._get_file_writer()
-            fields = {"kind": "tensorboard", **optional(context=self._context)}
-            self._run.log_files("artifact", list_files(folder), fields)
+        try:
+            with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
+                inside = os.path.join(folder, subdir)
+                os.makedirs(inside)
+                _write_embedding(torch, inside, mat, metadata, label_img, metadata_header)
+                if self._projector is None:
+                    self._projector = torch_module("add_embedding", "writer").ProjectorConfig()
+                info = torch.get_embedding_info(metadata, label_img, subdir, step, tag)
+                self._projector.embeddings.extend([info])
+                torch.write_pbtxt(folder, str(self._projector))
+                self._get_file_writer()
+                fields = {"kind": "tensorboard", **optional(context=self._context)}
+                self._run.log_files("artifact", list_files(folder), fields)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._run.drop(f"embedding: {error.strerror}")
 
 
 def _write_embedding(

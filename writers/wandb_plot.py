@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spoolagent.writers.wandb_errors import Error
+from spoolagent.writers.wandb_errors import Error, notice
 from spoolagent.writers.wandb_media import Part
 from spoolagent.writers.wandb_table import Table
 
@@ -176,7 +176,13 @@ def _area(
     order = {"fpr": ("fpr", "tpr"), "precision": ("recall", "precision")}[columns[0]]
     strings = {"title": title, "x-axis-title": x, "y-axis-title": y}
     fields = {"x": order[0], "y": order[1], "class": "class"}
-    table = Table(data=rows[: Table.MAX_ROWS], columns=["class", *columns])
+    if len(rows) > Table.MAX_ROWS:  # a sample of each class, the one that wandb takes
+        notice(f"wandb uses only {Table.MAX_ROWS} data points to create the plots.")
+        resample = importlib.import_module("sklearn.utils").resample
+        how = {"replace": False, "n_samples": Table.MAX_ROWS, "random_state": 42}
+        rows = resample(rows, **how, stratify=[row[0] for row in rows])
+        rows.sort(key=lambda row: (row[1], row[2], row[0]))
+    table = Table(data=rows, columns=["class", *columns])
     return plot_table("wandb/area-under-curve/v0", table, fields, strings, split)
 
 
@@ -188,7 +194,7 @@ def roc_curve(
     title: str = "ROC Curve",
     split_table: bool = False,
 ) -> CustomChart:
-    """True over false positives of each class; of the first 10,000 points."""
+    """True over false positives of each class; of more than 10,000 points a sample."""
     import numpy as np
 
     curve = importlib.import_module("sklearn.metrics").roc_curve

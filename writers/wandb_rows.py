@@ -101,7 +101,9 @@ def _without_media(row: Row, path: tuple[str, ...], values: Mapping[Any, Any], s
     for key, given in values.items():
         value = _media(given)
         inner = (*path, clean_text(key_text(key)))
-        if isinstance(value, Mapping):
+        if isinstance(value, CustomChart):  # W&B takes it out, and calls it by its path
+            _add(row, ".".join(inner), value, step)
+        elif isinstance(value, Mapping):
             deeper = _without_media(row, inner, value, step)
             if deeper:
                 plain[key] = deeper

@@ -123,7 +123,7 @@ class Run(RunFacts):
         if step is not None:
             step = check_step(step)
         if commit is not None and type(commit) is not bool:
-            raise TypeError(f"commit must be a bool, got {commit!r}")
+            commit = check_commit(commit)
         with self._lock:
             close = step is None if commit is None else commit
             row = self._step

@@ -62,7 +62,10 @@ class Watched:
                 for name, parameter in module.named_parameters():
                     self._show(f"parameters/{prefix}{name}", parameter)
 
-        self._hooks.append((model, model.register_forward_hook(hook)))
+        try:
+            self._hooks.append((model, model.register_forward_hook(hook)))
+        except RuntimeError as error:  # a ScriptModule takes none
+            notice(f"Trying to register forward_hook failed ({error}) - skipping parameters tracking.")
 
     def _watch_gradients(self, model: Any, prefix: str, log_freq: int) -> None:
         for name, parameter in model.named_parameters():

@@ -11,6 +11,9 @@ from typing import BinaryIO
 _NOT_PLAIN = frozenset((errno.ELOOP, errno.ENXIO))
 """What O_NOFOLLOW says of a link, and open of a socket."""
 
+UNREADABLE = frozenset((errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR))
+"""What says of a file that it cannot be read, not that the process has no descriptor or memory left just now."""
+
 
 class NotPlain(FileNotFoundError):
     """There is something else than a plain file."""

@@ -143,13 +143,20 @@ class Segment:
         return is_whole
 
     def read_last_seq(self) -> int:
-        """The seq of the last whole event in the file, read from there; 0 when it holds none, or cannot be read."""
+        """The seq of the last whole event in the file, read from there; 0 when it holds none, or is gone."""
+        fd = -1
         try:
-            with open(self.path, "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * MAX_LINE))
-                lines = file.read().split(b"\n")[:-1]
-        except OSError:
+            if not self.check_descriptor():  # our own needs no new one: there may be none left
+                fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            used = self.fd if fd < 0 else fd
+            size = os.fstat(used).st_size
+            start = max(0, size - 2 * MAX_LINE)
+            lines = os.pread(used, size - start, start).split(b"\n")[:-1]
+        except FileNotFoundError:
             return 0
+        finally:
+            if fd >= 0:
+                os.close(fd)
         for line in reversed(lines):
             with contextlib.suppress(FormatError):
                 found = decode_line(line).get("seq")

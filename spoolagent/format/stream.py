@@ -9,7 +9,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -94,6 +95,7 @@ class StreamWriter:
         "_prev",
         "_queue",
         "_reason",
+        "_refused",
         "_renew_at",
         "_retired",
         "_retry_at",
@@ -151,6 +153,8 @@ class StreamWriter:
         self._sync_lock = threading.RLock()
         self._busy = False
         self._deferred: list[bytes] = []
+        self._refused: deque[tuple[str, int]] = deque()
+        """Drops of a thread that could not have the lock: (reason, time)."""
         self._segment: Segment | None = None
         self._fast: Segment | None = None
         """The segment, while the next event may go straight into it."""
@@ -186,6 +190,9 @@ class StreamWriter:
 
     def append_event(self, event: dict[str, Any]) -> None:
         """As `append`, with a whole event that begins with seq, time and type; seq and time are filled in here."""
+        if self._queue is not None:  # its thread may hang in a write, with the lock
+            self._append_slowly(event)
+            return
         with self._lock:
             segment = self._fast
             if segment is None or self._busy or segment.size > self._limit:
@@ -273,6 +280,8 @@ class StreamWriter:
 
     def _write(self, body: bytes) -> None:
         """Writes one event given as JSON without its seq, or counts it as dropped."""
+        if self._refused:
+            self._count_refused()
         segment = None if self.closed else self._segment
         if segment is None or segment.broken or self._gap is not None or segment.size > self._limit:
             segment = self._ready()
@@ -428,7 +437,11 @@ class StreamWriter:
         if segment.broken:  # an exception may have come between a write and our count of it
             self.seq = max(self.seq, segment.read_last_seq())
         else:
-            segment.seal(self.seq, closed=False)
+            before = segment.size
+            try:
+                segment.seal(self.seq, closed=False)
+            finally:  # a KeyboardInterrupt just after it: it must not get a second one
+                segment.broken = segment.broken or segment.size > before
         prev = segment.sha256()
         self._retired.append(segment)  # first: an exception may come in between
         self._segment = None
@@ -481,6 +494,9 @@ class StreamWriter:
 
     def drop(self, reason: str) -> None:
         """Puts one event on record that could not even be prepared (its blob was refused)."""
+        if self._queue is not None:
+            self._drop_later(reason, now_ns())
+            return
         with self._lock:
             self._reason = reason
             self._complain(reason)
@@ -492,11 +508,40 @@ class StreamWriter:
         self._append_body(body)
 
     def _drop_queued(self, body: bytes) -> None:
-        with self._lock:
-            full = "the queue was full: the spool's file system is too slow"
-            self._reason = _ENDED if self._queue is not None and self._queue.is_closed else full
+        full = "the queue was full: the spool's file system is too slow"
+        reason = _ENDED if self._queue is not None and self._queue.is_closed else full
+        self._drop_later(reason, orjson.loads(body)["time"])
+
+    def _drop_later(self, reason: str, at_ns: int) -> None:
+        """As `drop`, without waiting for the queue's thread: it counts what it finds here before its next write."""
+        self._refused.append((reason, at_ns))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._count_refused()
+            finally:
+                self._lock.release()
+
+    def _count_refused(self) -> None:
+        while self._refused:
+            self._reason, at_ns = self._refused.popleft()
             self._complain(self._reason)
-            self._count_drop(orjson.loads(body)["time"])
+            self._count_drop(at_ns)
+
+    @contextlib.contextmanager
+    def _both_locks(self) -> Iterator[None]:
+        """Both locks, without waiting for the second with the first in hand.
+
+        A signal handler that ends the run may have interrupted an append, which has the other.
+        """
+        while True:
+            with self._sync_lock:
+                if self._lock.acquire(timeout=0.05):
+                    try:
+                        yield
+                    finally:
+                        self._lock.release()
+                    return
+            time.sleep(0.001)  # let the other have it
 
     # -- the keeper ---------------------------------------------------------------------------------------------
 
@@ -506,15 +551,16 @@ class StreamWriter:
             self.check_files()
             self._sync_quietly()
             self._rotate_by_age()
-            if time.monotonic() >= self._renew_at and self._live is not None:
+            held = self._live  # close() may take it away
+            if time.monotonic() >= self._renew_at and held is not None:
                 self._renew_at = time.monotonic() + live.RENEW_S
-                self._live.renew()
+                held.renew()
         except OSError as error:
             self._failed(error)
 
     def check_files(self) -> None:
         """Notices what others did to the stream's files; the next event then begins a segment, or a stream, anew."""
-        with self._sync_lock, self._lock:
+        with self._both_locks():
             segment = self._segment
             if self._busy or self.closed or segment is None:
                 return
@@ -567,10 +613,10 @@ class StreamWriter:
 
     def sync(self) -> None:
         """Makes what was appended so far durable. Raises OSError; then it stays, and is tried again later."""
-        with (
-            self._sync_lock
-        ):  # the keeper and a flush() may be here at once; only in here are segments closed
-            with self._lock:
+        with contextlib.ExitStack() as held:
+            # The keeper and a flush() may be here at once; only in here are segments closed.
+            with self._both_locks():
+                held.enter_context(self._sync_lock)
                 segment, dirty, self._dirty = self._segment, self._dirty, False
                 full = len(self._retired)
             failed = self._finish_retired(full)
@@ -600,8 +646,9 @@ class StreamWriter:
         """
         failed = None
         for _ in range(count):
-            with self._lock:
-                segment = self._retired.pop(0)
+            if not self._retired:  # a signal handler was here meanwhile
+                break
+            segment = self._retired.pop(0)  # at once: no lock, see `_both_locks`
             try:
                 segment.sync()
             except OSError as error:
@@ -640,6 +687,15 @@ class StreamWriter:
         with self._lock:
             if self.closed:
                 return
+            if (
+                self._busy
+            ):  # a signal handler, in the middle of an append: the file tells how far that came (`_rotate`)
+                self._busy = False
+                if self._segment is not None:
+                    self._segment.broken = True
+            if self._refused:
+                self._count_refused()
+            self._write_deferred()
             try:
                 if self._gap is not None:
                     self._retry_at = 0.0
@@ -666,9 +722,13 @@ class StreamWriter:
             with self._lock:
                 segment, self._segment, self._fast = self._segment, None, None
             if segment is not None:
-                segment.close()
+                try:
+                    segment.close()
+                except OSError as error:  # NFS tells of a full quota only now
+                    self._doubt(error)
         if self._live is not None:
-            self._live.release()
+            with contextlib.suppress(OSError):
+                self._live.release()
             self._live = None
 
     def after_fork(self) -> None:

@@ -6,9 +6,9 @@ docs/decisions/0011-the-mirror-lies-with-the-target.md.
 """
 
 import errno
-import glob
 import hashlib
 import os
+import re
 import stat
 
 from filelock import FileLock, Timeout
@@ -17,6 +17,7 @@ from spoolagent.contract import Beside
 from spoolagent.errors import Locked
 from spoolagent.format.durable import make_dirs
 from spoolagent.format.layout import FILE_MODE
+from spoolagent.serving.place import Moved, Place
 
 FOLDER = ".spoolagent"
 """In the target's folder; a name that no tracker's reader looks at."""
@@ -31,6 +32,7 @@ class Nook:
         name = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.path = os.path.join(self.folder, f"{name}-{uuid}.mirror")
         self._lock = FileLock(self.path + ".lock", mode=FILE_MODE)
+        self._place: Place | None = None
 
     @property
     def is_used(self) -> bool:
@@ -39,8 +41,8 @@ class Nook:
 
     def has_files(self) -> bool:
         """False when the target is empty: then a mirror is of a target that is gone."""
-        own = glob.iglob(os.path.join(glob.escape(self._beside.folder), self._beside.pattern))
-        return next(own, None) is not None
+        with os.scandir(self._beside.folder) as entries:
+            return any(re.fullmatch(self._beside.pattern, entry.name) for entry in entries)
 
     def enter(self) -> None:
         """Makes the folder, and locks the place. Raises Locked; OSError where there can be no mirror.
@@ -61,6 +63,19 @@ class Nook:
             ) from None
         except NotImplementedError as error:  # a file system without locks
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), self.path) from error
+
+    def remember(self) -> None:
+        """Keeps which files are there now: the mirror that is open, and its lock."""
+        self._place = Place([self.path, self.path + ".lock"])
+
+    def is_there(self) -> bool:
+        """False when the mirror or its lock was removed or replaced while it was in use."""
+        try:
+            if self._place is not None:
+                self._place.check()
+        except Moved:
+            return False
+        return True
 
     def leave(self) -> None:
         """Releases the lock."""

@@ -28,7 +28,7 @@ from spoolagent.serving.store import Store, open_store
 from spoolagent.serving.sums import Damaged
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings, Selection
-from spoolagent.stopping import leave_to_parent
+from spoolagent.stopping import Stop, leave_to_parent
 from spoolagent.watching import Watcher
 from spoolagent.words import tell_words
 
@@ -87,8 +87,8 @@ class Child:
 
     def __init__(self, job: Job, say: Callable[..., None]) -> None:
         self._job, self._say = job, say
-        self._stopping = threading.Event()
-        self._go = threading.Event()
+        self._stopping = Stop()  # set by a signal handler
+        self._go = Stop()
         self._watcher: Watcher | None = None
         self._activity = Activity()
         self._worker: Worker | None = None

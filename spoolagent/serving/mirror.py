@@ -10,6 +10,7 @@ beside the database leads to it, and each of its commits is on disk, too.
 """
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from spoolagent.errors import SpoolError
+from spoolagent.errors import Locked, SpoolError
 from spoolagent.format.durable import discard, fault_point, fsync_path, rename
 from spoolagent.format.layout import FILE_MODE
 from spoolagent.serving import sums
@@ -32,11 +33,14 @@ from spoolagent.serving.database import (
     open_checked,
     transact,
 )
+from spoolagent.serving.place import Moved
 from spoolagent.serving.schema import NewerVersion
 from spoolagent.serving.sums import Damaged
 
 KEPT = "damaged.sqlite"
 """The last database that was found damaged, for whoever wants to know more."""
+_NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOSYS))
+"""What says that there can be no mirror beside a target."""
 _AGAIN_S = 60.0
 """After the disk refused the mirror: how long until it is made again."""
 
@@ -57,9 +61,7 @@ class Mirror:
         self._own, self._nook = os.path.join(folder, MIRROR), nook
         self._again_at = 0.0
         if copy is not None:
-            self._relax(copy)
-            with contextlib.suppress(OSError):
-                self._point()
+            self._follows(copy)
         elif nook is None:
             self._make()  # beside a target: when its receiver has found that it may be used, with the first commit
 
@@ -68,7 +70,14 @@ class Mirror:
         return self._own if self._nook is None else self._nook.path
 
     def follow(self, change: Change[None], *, make: bool = True) -> None:
-        """Makes a change that the database has committed in the mirror, too. `make`: also a mirror that is not there."""
+        """Makes a change that the database has committed in the mirror, too. `make`: also a mirror that is not there.
+
+        Raises Moved when another agent works beside the target's files.
+        """
+        if self._copy is not None and self._nook is not None and not self._nook.is_there():
+            self._lose()  # the target's folder was made anew
+            self._nook.leave()
+            self._again_at = 0.0
         if self._copy is None:
             if make and self._clock() >= self._again_at:
                 self._make()  # with this change in it
@@ -80,6 +89,8 @@ class Mirror:
 
     def give_way(self) -> bool:
         """Frees the mirror's space on a disk that is full, for a while. True when there was some."""
+        if self._nook is not None:
+            return False  # seldom on this disk, and what the cursors of a spool that is put back are compared with
         had_some = self._copy is not None
         self._lose()
         with contextlib.suppress(OSError):
@@ -101,6 +112,8 @@ class Mirror:
         if self._nook is not None:
             try:
                 self._nook.enter()
+            except Locked as error:  # a copy of the spool was quicker: two would write every event twice
+                raise Moved(str(error)) from error
             except (SpoolError, OSError):
                 self._nook = None
         try:
@@ -108,18 +121,21 @@ class Mirror:
             _remove(self._path)
             rename(new, self._path)
             self._copy = open_checked(self._path, was_made=True)
-            self._relax(self._copy)
-            self._point()
+            self._follows(self._copy)
         except (sqlite3.Error, SpoolError, OSError):
             self._lose()
 
-    def _relax(self, copy: sqlite3.Connection) -> None:
+    def _follows(self, copy: sqlite3.Connection) -> None:
         """Here it waits for the disk only when it copies its log into its file: it stays whole, and may fall behind.
 
         With a target's files it must not: it is what tells how far they are when the database is put back.
         """
         if self._nook is None:
             copy.execute("PRAGMA synchronous=NORMAL")
+            return
+        self._nook.remember()
+        with contextlib.suppress(OSError):  # a disk without symbolic links: only `status` and marks go by it
+            self._point()
 
     def _point(self) -> None:
         """The link to a mirror that lies elsewhere, in place of one that lay here."""
@@ -136,7 +152,11 @@ def open_both(folder: str, nook: Nook | None = None) -> tuple[sqlite3.Connection
     when the disk refuses.
     """
     path, own = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
-    if nook is not None and nook.is_used and not _enter(nook, is_new=not os.path.exists(path)):
+    if (
+        nook is not None
+        and nook.is_used
+        and not _enter(nook, is_new=not os.path.exists(path) and not os.path.exists(path + MADE))
+    ):
         nook = None
     held = _held(folder, nook)
     was_made = os.path.exists(path + MADE) or bool(held)
@@ -155,6 +175,8 @@ def open_both(folder: str, nook: Nook | None = None) -> tuple[sqlite3.Connection
     if db is None:
         assert why is not None
         if copy is None:
+            if held and not os.path.exists(path + MADE):
+                raise Damaged(held[-1], "and the database that it is the mirror of is gone")
             raise why
         news = _take_over(folder, copy.db, why.why)
         db = open_checked(path, was_made=True)
@@ -203,7 +225,9 @@ def _enter(nook: Nook, *, is_new: bool) -> bool:
         nook.enter()
         if is_new and not nook.has_files():
             _remove(nook.path)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise  # what passes: the worker comes again
         return False
     return True
 

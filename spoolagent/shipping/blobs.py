@@ -2,14 +2,14 @@
 
 import os
 
-from spoolagent.errors import FormatError, NameRefused
+from spoolagent.errors import FormatError, NameRefused, Unreachable
 from spoolagent.format import layout
 from spoolagent.format.blobs import references
 from spoolagent.format.lines import decode_line
 from spoolagent.shipping.compare import hashes_in
 from spoolagent.shipping.report import Tally
 from spoolagent.shipping.source import SourceError, chunks_of, confined, iter_blobs
-from spoolagent.shipping.target import InTheWay, Target
+from spoolagent.shipping.target import AnotherSpool, Away, InTheWay, Target
 
 _MISSING_KEPT = 10_000
 
@@ -48,12 +48,17 @@ class BlobCarrier:
         path = layout.blob_path(self._spool, site, sha256)
         if os.path.lexists(path):
             try:
-                self._put(site, sha256, path)
-            except (InTheWay, NameRefused) as error:
+                is_answered = self._put(site, sha256, path)
+            except (Away, AnotherSpool):
+                raise
+            except (InTheWay, NameRefused, Unreachable) as error:  # of this one: the streams go on
                 self._complain(path, str(error))
-            self._target.answer_blob(site, sha256)
+                is_answered = False
+            if is_answered:
+                self._target.answer_blob(site, sha256)
 
-    def _put(self, site: str, sha256: str, path: str) -> None:
+    def _put(self, site: str, sha256: str, path: str) -> bool:
+        """False when it may succeed later."""
         try:
             confined(self._spool, path)
             self._target.put_blob(site, sha256, chunks_of(path))
@@ -63,9 +68,11 @@ class BlobCarrier:
             )
         except SourceError as error:
             self._complain(path, str(error))
+            return False
         else:
             self._tally.shipped_blobs += 1
             self._tally.clear("error", None, about=path)
+        return True
 
     def carry_all(self, site: str) -> None:
         """Carries every blob of a site that the target has not (once per session: one may have come, or healed)."""
