@@ -52,6 +52,13 @@ active: "list[Run]" = []
 """Runs of this process that are not finished, the latest last."""
 
 
+def _flag(commit: Any) -> bool:
+    """A commit that is no bool: W&B takes numpy's, tensors and integers, too. Raises TypeError."""
+    if isinstance(commit, (str, bytes, float, list, tuple, dict)):
+        raise TypeError(f"commit must be a bool, got {commit!r}")
+    return bool(commit)
+
+
 class Run(RunFacts):
     """A run. Made by `init`; thread-safe; a forked child goes on with it in a stream of its own."""
 
@@ -123,7 +130,7 @@ class Run(RunFacts):
         if step is not None:
             step = check_step(step)
         if commit is not None and type(commit) is not bool:
-            commit = check_commit(commit)
+            commit = _flag(commit)
         with self._lock:
             close = step is None if commit is None else commit
             row = self._step
