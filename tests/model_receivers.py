@@ -75,6 +75,10 @@ class Moody:
         self._before(mood)
         seen = self._attempts.setdefault(batch.stream.key, set())
         again = [e.seq for e in batch.events if e.seq in seen]
+        whole = range(batch.events[0].seq, batch.events[-1].seq) if batch.events else ()
+        self._world.given_up |= {(batch.stream.key, seq) for seq in whole} - {
+            (batch.stream.key, e.seq) for e in batch.events
+        }
         self._stats["repeats"] += len(again)
         seen.update(e.seq for e in batch.events)
         outcome = self._inner.deliver(batch)

@@ -172,6 +172,8 @@ class World:
         self.n = 0
         self.server_touched = False
         self.backup = None
+        self.given_up = set()
+        """(stream, seq) that was left out of a delivery; its bytes may heal before that is committed."""
         self.rewound = set()
         """Receivers whose cursors were put back."""
         self.copies = {}
@@ -377,7 +379,9 @@ class World:
         else:
             tracker = self.trackers.setdefault(name, Tracker(refuses=name != "home"))
             tracker.may_be_late = lambda key, seq: (
-                name in self.rewound or seq in self.stores[name]["dead"].get(key, ())
+                name in self.rewound
+                or seq in self.stores[name]["dead"].get(key, ())
+                or (key, seq) in self.given_up
             )
             inner = ModelReceiver(name, tracker)
         return Moody(self, name, inner, process)

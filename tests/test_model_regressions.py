@@ -362,6 +362,41 @@ CASES["an_ended_stream_of_which_a_part_was_removed_comes_to_rest"] = (
 )
 
 
+# The batch was delivered without the bad line, the ack was lost, and the line healed before it was delivered again.
+CASES["a_line_that_heals_while_its_batch_is_in_flight_comes_late"] = (
+    {"clients": 1, "receivers": ["model"], "remote": False, "batch": 20, "seed": 1051948688},
+    [
+        ["mood", 21749, 13277, 37914, 62285, 41772],
+        ["append", 39122, 32809, 64503, 46682, 23409],
+        ["rsync", 57346, 37937, 8449, 16664, 58972],
+        ["work", 52388, 63, 60931, 25671, 1743],
+        ["flip", 5882, 13385, 59263, 2717, 6751],
+        ["work", 34297, 32917, 65496, 42829, 44329],
+        ["clock", 6797, 29805, 40910, 34968, 25247],
+        ["mood", 21167, 15007, 7921, 1982, 61139],
+        ["work", 39649, 57841, 18021, 50320, 21502],
+    ],
+)
+
+# The mirror beside the file is on disk with each commit: a power cut before the cursors are put back changes nothing.
+CASES["a_power_cut_and_older_cursors_with_a_mirror_beside_the_file"] = (
+    {"clients": 1, "receivers": ["jsonl", "tb"], "remote": False, "batch": 1, "seed": 13519722},
+    [
+        ["append", 2726, 15943, 12618, 44113, 59916],
+        ["ship", 62051, 14847, 1349, 39889, 43610],
+        ["append", 43815, 64647, 64979, 30923, 26828],
+        ["work", 34084, 38147, 60301, 11467, 18932],
+        ["snapshot", 31028, 16038, 8162, 34822, 50839],
+        ["ship", 49416, 63133, 6815, 12215, 16185],
+        ["work", 16224, 47231, 35236, 27964, 17954],
+        ["power", 38748, 61628, 21033, 41056, 62567],
+        ["power", 10065, 49329, 9160, 36837, 46298],
+        ["rewind", 4892, 5699, 50588, 57293, 18248],
+        ["append", 29840, 15249, 1696, 51128, 24200],
+    ],
+)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_schedule(name):
     play(*CASES[name])
