@@ -142,36 +142,34 @@ from spoolagent.serving.child import Child
 from spoolagent.stopping import Stop, stop_on_signals
 
 at = getattr(threading.Condition, sys.argv[1]).__code__
-stop = Stop()
-
-
-def trace(frame, event, argument):
-    if frame.f_code is at:
-        sys.settrace(None)
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def wait(stop):
+    def trace(frame, event, argument):
+        if frame.f_code is at and frame.f_locals["self"] is stop._cond:
+            sys.settrace(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
     sys.settrace(trace)
     if sys.argv[1] == "notify_all":
         os.kill(os.getpid(), signal.SIGTERM)
     stop.wait()
-    assert sys.gettrace() is None, "the second signal was never sent"
+    assert sys.gettrace() is None, "no signal came there"
 
 
-if sys.argv[2] == "child":
-    child = Child(SimpleNamespace(agent=SimpleNamespace(stuck_after_s=60.0)), print)
-    signal.signal(signal.SIGTERM, child.stop)
-    wait(child._stopping)
-    child._go.wait()
-else:
+if sys.argv[2] == "main":
+    stop = Stop()
     with stop_on_signals(stop):
         wait(stop)
+else:
+    child = Child(SimpleNamespace(agent=SimpleNamespace(stuck_after_s=60.0)), print)
+    signal.signal(signal.SIGTERM, child.stop)
+    wait(getattr(child, sys.argv[2]))
 print("ended")
 """
 
 
-@pytest.mark.parametrize("who", ["main", "child"])
+@pytest.mark.parametrize("who", ["main", "_stopping", "_go"])
 @pytest.mark.parametrize("where", ["notify_all", "wait"])
 def test_a_signal_in_the_middle_of_waiting_or_of_another_ones_handler(where, who):
     """The handler needs the lock that the same thread holds, or is too early for who begins to listen."""
