@@ -72,9 +72,10 @@ def _text(run: Session, event: Event, writer: str, blobs: str) -> bool:
         file = RunFile(path, data=data["text"].encode())
     else:
         file = RunFile(path, source=media.blob_file(blobs, blob))
-    run.add_files([file])
     # our W&B writer's Html; any other text with a path is a file and no more
-    return run.media(event, writer, media.html(file)) if path.startswith("media/html/") else True
+    value = media.html(file) if path.startswith("media/html/") else None
+    run.add_files([file])
+    return True if value is None else run.media(event, writer, value)
 
 
 def _media(run: Session, event: Event, writer: str, blobs: str) -> bool:

@@ -53,10 +53,14 @@ def blob_file(blobs: str, blob: dict[str, Any]) -> str:
 
 def read_blob(blobs: str, blob: dict[str, Any]) -> bytes:
     """The bytes of a blob. Raises Unusable when it is not there whole."""
-    path = blob_file(blobs, blob)
+    return _read(blob_file(blobs, blob))
+
+
+def _read(path: str, size: int = -1) -> bytes:
+    """At most `size` bytes of a blob. Raises Unusable."""
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(size)
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise
@@ -98,15 +102,10 @@ def media(event: Event, blobs: str) -> tuple[RunFile, dict[str, Any]]:
         return file, value
     height, width = data.get("height"), data.get("width")
     if height is None or width is None:
-        head = file.data if file.data is not None else _front(str(file.source))
+        head = file.data if file.data is not None else _read(str(file.source), 1 << 20)
         height, width = image_size(head) or (0, 0)
     value |= {"format": extension, "height": height, "width": width}
     return file, _in_list(value) if (data.get("count") or 1) > 1 else value
-
-
-def _front(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(1 << 20)
 
 
 def _in_list(value: dict[str, Any]) -> dict[str, Any]:
@@ -189,8 +188,7 @@ def html(file: RunFile) -> dict[str, Any]:
     """The value of a page that is a file of the run."""
     data = file.data
     if data is None:
-        with open(str(file.source), "rb") as source:
-            data = source.read()
+        data = _read(str(file.source))
     return {
         "_type": "html-file",
         "sha256": hashlib.sha256(data).hexdigest(),

@@ -1,5 +1,6 @@
 """What was flipped before a seal at the target: its readers ask for it again, and the next ship mends it."""
 
+import errno
 import os
 import shutil
 
@@ -7,7 +8,8 @@ import pytest
 import shipping_help as h
 
 from spoolagent import again
-from spoolagent.format import layout
+from spoolagent.errors import Unreachable
+from spoolagent.format import durable, layout
 from spoolagent.format.blobs import put_bytes
 from spoolagent.format.layout import StreamKey
 from spoolagent.format.reader import START
@@ -21,6 +23,8 @@ from spoolagent.serving.store import Store
 from spoolagent.serving.task import Task
 from spoolagent.serving.worker import Worker
 from spoolagent.settings import AgentSettings, ReceiverSettings
+from spoolagent.shipping.directory import DirectoryTarget
+from spoolagent.shipping.target import Away
 from spoolagent.testing import MemoryReceiver
 
 
@@ -355,6 +359,55 @@ def test_a_blob_that_the_source_cannot_better_is_asked_for_once(source, target, 
     h.write_stream(other, 3, site="site-2")
     again.ask_blob(target, "site-1", sha256)
     assert h.ship_once(other, target).exit_code == 0
+    assert list(again.asked_blobs(target)) == [("site-1", sha256)]
+
+
+@pytest.mark.parametrize("whose", ["source", "target"])
+def test_a_blob_that_cannot_be_carried_just_now_stays_asked_for_and_stops_no_stream(source, target, whose):
+    _, sha256 = with_blob(source)
+    h.ship_once(source, target)
+    whole = layout.blob_path(source, "site-1", sha256)
+    path = layout.blob_path(target, "site-1", sha256)
+    flip(path)
+    again.ask_blob(target, "site-1", sha256)
+    key = h.write_stream(source, 30, run="run-2")
+    refused = []
+
+    def refuse(operation, at):
+        if at == whole if whose == "source" else operation == "write" and "incoming" in at and sha256 in at:
+            refused.append(at)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), at)
+
+    durable.set_fault(refuse)
+    try:
+        report = h.ship_once(source, target)
+    finally:
+        durable.set_fault(None)
+    assert refused and any("Stale file handle" in error for error in report.errors)
+    assert h.events_in(target, key)[1] == "closed"
+    assert list(again.asked_blobs(target)) == [("site-1", sha256)]
+    assert h.read(path) != h.read(whole)
+
+    h.ship_once(source, target)
+    assert h.read(path) == h.read(whole)
+    assert list(again.asked_blobs(target)) == []
+
+
+def test_a_target_that_goes_away_in_the_middle_of_a_blob_ends_the_round(source, target, monkeypatch):
+    _, sha256 = with_blob(source)
+    h.ship_once(source, target)
+    again.ask_blob(target, "site-1", sha256)
+
+    def away(self, site, sha256, chunks):
+        raise Away("the mount is gone")
+
+    carried = []
+    with monkeypatch.context() as patched:
+        patched.setattr(DirectoryTarget, "put_blob", away)
+        patched.setattr(DirectoryTarget, "asked", lambda self: carried.append(self) or [])
+        with pytest.raises(Unreachable, match="the mount is gone"):
+            h.ship_once(source, target)
+    assert carried == []
     assert list(again.asked_blobs(target)) == [("site-1", sha256)]
 
 

@@ -1,9 +1,11 @@
 """The mirror that lies with a target's files: cursors that are older than the files are noticed."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import sqlite3
 import stat
 
 import pytest
@@ -12,11 +14,16 @@ from spool_help import make_writer, write_metrics
 from test_mirror import damage, remove
 
 from spoolagent.errors import Locked
+from spoolagent.format import durable
 from spoolagent.format.spool import open_spool
 from spoolagent.receivers.jsonl import JsonLinesReceiver
-from spoolagent.serving import sums
+from spoolagent.serving import beside, sums
 from spoolagent.serving.database import existing
+from spoolagent.serving.place import Moved
 from spoolagent.serving.store import open_store, target_dir
+from spoolagent.serving.worker import Worker
+from spoolagent.settings import AgentSettings, ReceiverSettings
+from spoolagent.watching import Watcher
 
 
 class Place:
@@ -36,6 +43,20 @@ class Place:
         done = forked("replay", spool or self.spool, "--to", f"jsonl:{self.out}", cwd=self.out.parent.parent)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
+
+    def open(self, spool=None):
+        """The store of a worker, in this process."""
+        return open_store(open_spool(spool or self.spool), JsonLinesReceiver(str(self.out), {}))
+
+    def work(self, store, spool=None):
+        """A worker with that store, until there is no more."""
+        receiver = JsonLinesReceiver(str(self.out), {})
+        receiver.open(store)
+        agent = AgentSettings(spool=spool or self.spool)
+        limits = ReceiverSettings(name="jsonl", spec=f"jsonl:{self.out}")
+        with Watcher(agent.spool, agent.poll, streams=False) as hints:
+            worker = Worker(open_spool(agent.spool), receiver, store, agent=agent, limits=limits, hints=hints)
+            worker.run(until_drained=True)
 
     def events(self):
         """(run, seq) of each line, of all the files."""
@@ -58,6 +79,11 @@ class Place:
     @property
     def kept(self):
         return self.out.parent / ".spoolagent"
+
+    @property
+    def mirror(self):
+        (path,) = self.kept.glob("*.mirror")
+        return str(path)
 
     def agree(self):
         """Both copies hold the same, and both are private."""
@@ -198,3 +224,158 @@ def test_a_target_that_is_away_has_its_mirror_with_the_database(place):
         store.put("more", 2)
         store.commit([])
     assert place.agree()
+
+
+def test_a_full_disk_of_the_spool_leaves_the_targets_mirror_alone(place):
+    """It lies elsewhere; with it, cursors that are put back later would not be noticed."""
+    place.log()
+    place.replay()
+    with place.open() as store:
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        refused = []
+
+        def refuse(operation, path):
+            if operation == "commit" and path == store.path and not refused:
+                refused.append(path)
+                raise full
+
+        durable.set_fault(refuse)
+        store.put("some", "thing")
+        store.commit([])
+        durable.set_fault(None)
+        assert refused and place.agree()
+
+
+def test_a_disk_without_symbolic_links(place, monkeypatch):
+    """A spool on exFAT or CIFS: the mirror beside the target follows all the same."""
+
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), target)
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    place.log()
+    place.out.parent.mkdir()
+    for count in (3, 2):  # made anew, and found
+        with place.open() as store:
+            for number in range(count):
+                store.put("some", [count, number])
+                store.commit([])
+                with contextlib.closing(existing(place.mirror, "ro")) as copy:
+                    assert sums.same(store._db, copy)
+    assert not os.path.lexists(place.link)
+
+
+@pytest.mark.parametrize("first_is", ["at work", "done"])
+def test_two_copies_that_are_open_before_the_first_commit(place, tmp_path, first_is):
+    """After an update from a release that had its mirror in the spool: none has the place beside the target yet."""
+    place.log()
+    place.replay()
+    os.replace(shutil.copy(place.mirror, tmp_path), place.link)
+    shutil.rmtree(place.kept)
+    place.log()
+    copy = str(shutil.copytree(place.spool, tmp_path / "copy", symlinks=True))
+    with place.open() as first, place.open(copy) as second:
+        place.work(first)
+        if first_is == "done":
+            first.close()
+        with pytest.raises(Moved, match="a copy of this spool"):
+            place.work(second, copy)
+        assert place.events() == place.once(), "nothing twice"
+    assert "its mirror has taken its place" in place.replay(copy)
+    assert place.events() == place.once(), "nothing twice"
+
+
+@pytest.mark.parametrize("what", ["folder", "kept"])
+def test_a_target_that_is_made_again_under_an_open_store(place, tmp_path, what):
+    """Its mirror is made again, too, and nobody else gets its place."""
+    place.log()
+    place.out.parent.mkdir()
+    with place.open() as store:
+        store.put("some", "thing")
+        store.commit([])
+        shutil.rmtree(place.out.parent if what == "folder" else place.kept)
+        place.out.parent.mkdir(exist_ok=True)
+        for number in range(2):
+            store.put("more", number)
+            store.commit([])
+            assert place.agree()
+            copy = shutil.copytree(
+                place.spool, tmp_path / str(number), ignore=shutil.ignore_patterns(".agent")
+            )
+            with pytest.raises(Locked, match="a copy of this spool"):
+                place.open(str(copy))
+
+
+def test_a_lock_that_is_removed_under_an_open_store(place):
+    """Somebody else could have had the place meanwhile."""
+    place.log()
+    place.out.parent.mkdir()
+    with place.open() as store:
+        store.put("some", "thing")
+        store.commit([])
+        os.unlink(place.mirror + ".lock")
+        for _ in range(2):
+            store.put("some", "other thing")
+            with pytest.raises(Moved, match="a copy of this spool"):
+                store.commit([])
+    place.out.touch()
+    with place.open() as store:
+        assert store.get("some") == "thing" and place.agree()
+
+
+@pytest.mark.parametrize("other", ["events.old.jsonl", "events-val.jsonl", "events-2.jsonl.gz"])
+def test_what_only_looks_like_the_targets_file_keeps_nobody_from_beginning_anew(place, other):
+    place.log()
+    place.replay()
+    shutil.rmtree(os.path.join(place.spool, ".agent"))
+    place.out.rename(place.out.with_name(other))
+    assert "mirror" not in place.replay()
+    place.out.with_name(other).unlink()
+    assert place.events() == place.once() and place.agree()
+
+
+def test_a_target_whose_first_file_was_moved_away_is_not_empty(place):
+    place.log()
+    place.replay()
+    shutil.rmtree(os.path.join(place.spool, ".agent"))
+    place.out.rename(place.out.with_name("events-2.jsonl"))
+    assert "its mirror has taken its place" in place.replay()
+    assert place.events() == place.once() and place.agree()
+
+
+def test_a_damaged_mirror_is_named_when_it_is_all_there_is(place):
+    place.log()
+    place.replay()
+    shutil.rmtree(os.path.join(place.spool, ".agent"))
+    damage(place.mirror)
+    done = forked("replay", place.spool, "--to", f"jsonl:{place.out}", cwd=place.out.parent.parent)
+    assert done.returncode != 0
+    assert place.mirror in done.stderr and os.path.join(place.folder, "state.sqlite") not in done.stderr
+
+
+def test_a_database_that_is_lost_with_the_targets_files(place):
+    """Not begun anew: its folder is still there and says that there was one."""
+    place.log()
+    place.replay()
+    remove(os.path.join(place.folder, "state.sqlite"))
+    place.out.unlink()
+    assert "its mirror has taken its place" in place.replay()
+    assert place.events() == [] and place.agree()
+
+
+def test_a_mirror_that_cannot_be_reached_just_now(place, monkeypatch):
+    """The worker fails and comes again: without the mirror, it would not notice cursors that were put back."""
+    place.log()
+    place.replay()
+    shutil.rmtree(os.path.join(place.spool, ".agent"))
+
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(beside, "make_dirs", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            place.open()
+    assert "its mirror has taken its place" in place.replay()
+    assert place.events() == place.once() and place.agree()

@@ -1,6 +1,7 @@
 """TensorBoard: what torch's SummaryWriter would have written, exactly once, read back by TensorBoard's own readers."""
 
 import base64
+import errno
 import io
 import json
 import os
@@ -35,6 +36,7 @@ from tb_help import (
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import Unreachable, UsageError
+from spoolagent.receivers import tb_events
 from spoolagent.receivers.pixels import encode_png, image_size
 from spoolagent.receivers.tb_place import component, sub_path
 from spoolagent.receivers.tensorboard import TensorBoardReceiver
@@ -862,6 +864,26 @@ def test_one_bad_event_is_a_dead_letter_and_the_rest_goes_on(tmp_path):
     assert "is missing" in outcome.dead[3]
     assert "is damaged" in outcome.dead[4]
     assert [p[1:] for p in points(accumulate(tmp_path / "site-1/run-1"), "loss")] == [(0, 1.0), (1, 2.0)]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_blob_that_cannot_be_read(tmp_path, monkeypatch, number):
+    """A bad sector is the event's trouble; a process without descriptors is nobody's, and passes."""
+    bench = Bench(tmp_path)
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(tb_events, "open_plain", refuse)
+    image = {"key": "i", "encoding": "raw", "height": 1, "width": 1, "channels": 3}
+    events = START, ("image", {**image, "blob": put_blob(bench.blobs, b"abc")}), scalar(2.0, 1)
+    if number == errno.EMFILE:
+        with pytest.raises(OSError, match="Too many open files"):
+            bench.send(make_stream(), *events)
+        return
+    outcome = bench.send(make_stream(), *events)
+    assert list(outcome.dead) == [2] and "mend it, then retry the dead letter" in outcome.dead[2]
+    assert [p[1:] for p in points(accumulate(tmp_path / "site-1/run-1"), "loss")] == [(1, 2.0)]
 
 
 def test_a_tb_summary_is_taken_over_as_it_is(tmp_path):

@@ -1,5 +1,6 @@
 """`wandb:offline`: what its logs hold, and that crashes at any byte change nothing."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from wandb_help import comparable, config_of, kinds_of, one_of, read_log, read_r
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import UsageError
-from spoolagent.receivers import appendfile
+from spoolagent.receivers import appendfile, wandb_media
 from spoolagent.receivers.pixels import encode_png
 from spoolagent.receivers.wandb import open_wandb
 from spoolagent.testing import MemoryState, make_batch, make_stream
@@ -446,6 +447,59 @@ def test_what_cannot_be_applied_is_a_dead_letter_and_the_rest_goes_on(target, tm
     target.end()
     assert [row["a"] for row in rows_of(read_records(target.logs()[0]))] == [1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_blob_that_cannot_be_read(target, tmp_path, monkeypatch, number):
+    """A bad sector is the event's trouble; a process without descriptors is nobody's, and passes."""
+    blobs = tmp_path / "blobs"
+    pixels, picture, page = (put_blob(blobs, data) for data in (bytes(12), b"png", b"<p>"))
+
+    def refuse(path, mode):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(wandb_media, "open", refuse, raising=False)
+    events = [
+        ("image", {"key": "k", "encoding": "raw", "height": 2, "width": 2, "channels": 3, "blob": pixels}),
+        ("image", {"key": "k", "encoding": "png", "blob": picture}),
+        ("text", {"key": "k", "path": "media/html/a.html", "blob": page, "encoding": "html"}),
+        metrics(1, a=1),
+    ]
+    if number == errno.EMFILE:
+        with pytest.raises(OSError, match="Too many open files"):
+            target.deliver(make_stream(), RUN_START, *events, blobs=blobs)
+        return
+    outcome = target.deliver(make_stream(), RUN_START, *events, blobs=blobs)
+    assert {seq: "mend it, then retry the dead letter" in why for seq, why in outcome.dead.items()} == {
+        2: True, 3: True, 4: True,
+    }  # fmt: skip
+    target.end()
+    assert [row["a"] for row in rows_of(read_records(target.logs()[0]))] == [1]
+
+
+def test_a_log_that_was_cut_before_an_end_is_reported_once(target):
+    """The end takes the cut log's place with a second log, and what comes after the end a third."""
+    stream = make_stream()
+    target.deliver(stream, RUN_START, metrics(1, a=1))
+
+    class Stop(BaseException):
+        """A kill, right after the end was begun."""
+
+    def kill():
+        target.state.commit()
+        raise Stop
+
+    target.state.checkpoint = kill
+    with pytest.raises(Stop):
+        target.end("failed", 1)
+    del target.state.checkpoint
+    (log,) = target.logs()
+    os.truncate(log, log.stat().st_size - 10)
+    outcome = target.deliver(stream, metrics(2, a=2), metrics(3, a=3))
+    assert len(target.logs()) == 3
+    assert outcome.damage == [
+        f"the last 10 bytes that were delivered to {log} are gone; what comes later is in {target.logs()[1]}"
+    ]
 
 
 def test_config_tags_summary_and_the_rest(target):

@@ -135,6 +135,55 @@ def test_a_terminal_that_is_closed(verb, tmp_path):
         assert (receiver.applied, receiver.is_running) == (11, False)
 
 
+AT_A_CALL_OF = """
+import os, signal, sys, threading
+from types import SimpleNamespace
+from spoolagent.serving.child import Child
+from spoolagent.stopping import Stop, stop_on_signals
+
+at = getattr(threading.Condition, sys.argv[1]).__code__
+
+
+def wait(stop):
+    def trace(frame, event, argument):
+        if frame.f_code is at and frame.f_locals["self"] is stop._cond:
+            sys.settrace(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sys.settrace(trace)
+    if sys.argv[1] == "notify_all":
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.wait()
+    assert sys.gettrace() is None, "no signal came there"
+
+
+if sys.argv[2] == "main":
+    stop = Stop()
+    with stop_on_signals(stop):
+        wait(stop)
+else:
+    child = Child(SimpleNamespace(agent=SimpleNamespace(stuck_after_s=60.0)), print)
+    signal.signal(signal.SIGTERM, child.stop)
+    wait(getattr(child, sys.argv[2]))
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("who", ["main", "_stopping", "_go"])
+@pytest.mark.parametrize("where", ["notify_all", "wait"])
+def test_a_signal_in_the_middle_of_waiting_or_of_another_ones_handler(where, who):
+    """The handler needs the lock that the same thread holds, or is too early for who begins to listen."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_A_CALL_OF, where, who],
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        timeout=60,  # it hangs otherwise
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
 def test_who_was_stopped_without_a_signal_counts_as_terminated():
     assert Stop().exit_code == 143
 

@@ -39,6 +39,11 @@ class Nook:
         """True when there is a mirror."""
         return os.path.isfile(self.path)
 
+    @property
+    def is_entered(self) -> bool:
+        """True while this process has the place."""
+        return self._lock.is_locked
+
     def has_files(self) -> bool:
         """False when the target is empty: then a mirror is of a target that is gone."""
         with os.scandir(self._beside.folder) as entries:

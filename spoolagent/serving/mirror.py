@@ -69,15 +69,32 @@ class Mirror:
     def _path(self) -> str:
         return self._own if self._nook is None else self._nook.path
 
-    def follow(self, change: Change[None], *, make: bool = True) -> None:
-        """Makes a change that the database has committed in the mirror, too. `make`: also a mirror that is not there.
-
-        Raises Moved when another agent works beside the target's files.
-        """
-        if self._copy is not None and self._nook is not None and not self._nook.is_there():
+    def claim(self) -> None:
+        """Before a change: takes the place beside the target's files. Raises Moved when another agent has worked there."""
+        if self._nook is None:
+            return
+        if self._copy is not None and not self._nook.is_there():
             self._lose()  # the target's folder was made anew
             self._nook.leave()
             self._again_at = 0.0
+        if self._nook.is_entered:
+            return
+        try:
+            self._nook.enter()
+        except Locked as error:  # a copy of the spool was quicker: two would write every event twice
+            raise Moved(str(error)) from error
+        except (SpoolError, OSError):
+            self._nook = None
+            return
+        if self._nook.is_used:
+            self._nook.leave()
+            raise Moved(
+                f"another agent has worked with a copy of this spool meanwhile: {self._nook.path} is there now;"
+                " what it delivered counts from the next start on"
+            )
+
+    def follow(self, change: Change[None], *, make: bool = True) -> None:
+        """Makes a change that the database has committed in the mirror, too. `make`: also a mirror that is not there."""
         if self._copy is None:
             if make and self._clock() >= self._again_at:
                 self._make()  # with this change in it
@@ -109,13 +126,6 @@ class Mirror:
         self._again_at = self._clock() + _AGAIN_S
 
     def _make(self) -> None:
-        if self._nook is not None:
-            try:
-                self._nook.enter()
-            except Locked as error:  # a copy of the spool was quicker: two would write every event twice
-                raise Moved(str(error)) from error
-            except (SpoolError, OSError):
-                self._nook = None
         try:
             new = _copied(self._db, self._path)
             _remove(self._path)

@@ -265,6 +265,8 @@ class Store:
     def _change(self, change: Change[None], *, make: bool = True) -> None:
         """One transaction: in the database, and when it is on disk, in the mirror."""
         self.check_place()
+        if make:
+            self._mirror.claim()
         try:
             transact(self._db, self.path, change)
         except sqlite3.OperationalError as error:
