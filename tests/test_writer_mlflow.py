@@ -14,7 +14,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 from mlflow_writer_help import replay, shown
-from writer_help import Clock, fields, only, read_spool
+from writer_help import Clock, fields, full_disk, only, read_spool
 
 from spoolagent.testing import set_fault
 from spoolagent.writers import mlflow as ours
@@ -381,8 +381,34 @@ def test_autolog_names_the_alternative(spool):
     with pytest.raises(NotImplementedError, match=r"sklearn\.autolog is not supported offline.*callback"):
         ours.sklearn.autolog(log_models=True)
     ours.autolog(disable=True)
+    ours.sklearn.autolog(disable=True)
+    ours.pytorch.autolog(log_models=False, disable=True)
     with pytest.raises(AttributeError, match=r"xgboost\.load_model is not supported offline"):
         _ = ours.xgboost.load_model
+
+
+def test_settings_of_system_metrics_are_taken_and_a_warning_says_so(spool, capsys, monkeypatch):
+    monkeypatch.setattr("spoolagent.writers.process._warned", set())
+    ours.set_system_metrics_sampling_interval(1)
+    ours.set_system_metrics_samples_before_logging(2)
+    ours.set_system_metrics_node_id("n")
+    assert capsys.readouterr().err.count("system metrics are not collected") == 1
+
+
+def test_a_full_temporary_directory_costs_the_model_and_not_the_training(spool, monkeypatch):
+    from sklearn.linear_model import LinearRegression
+
+    model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+    with ours.start_run() as run:
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.TemporaryDirectory", full_disk)
+            info = ours.sklearn.log_model(model, name="net")
+        ours.log_metric("m", 1.0)
+    assert info.model_uri == f"runs:/{run.info.run_id}/net"
+    assert only(spool, "model") == []
+    assert [(e["dropped"], e["reason"]) for e in only(spool, "gap")] == [
+        (1, "model net: No space left on device")
+    ]
 
 
 def test_a_model_is_saved_by_its_flavor_and_logged_as_a_folder(spool, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils import tensorboard as real
 from torch.utils.tensorboard import summary as real_summary
-from writer_help import Clock, fields, only, read_spool, replay, shown
+from writer_help import Clock, fields, full_disk, only, read_spool, replay, shown
 
 from spoolagent.writers import tb_plugins, tb_runs, tb_values
 from spoolagent.writers import tensorboard as ours
@@ -174,6 +174,16 @@ def test_embeddings_are_files_beside_the_event_file(spool, tmp_path, monkeypatch
     got = compare(script, spool, tmp_path, monkeypatch)
     files = {(sub, name) for sub, kind, name in got if kind == "file"}
     assert {(".", "00010/a%2fb%25%5c/sprite.png"), ("second", "projector_config.pbtxt")} <= files
+
+
+def test_a_full_temporary_directory_costs_the_embedding_and_not_the_training(spool, monkeypatch):
+    with ours.SummaryWriter("logs") as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.TemporaryDirectory", full_disk)
+            writer.add_embedding(torch.ones(4, 3))
+        writer.add_scalar("a", 1.0)
+    assert [e["reason"] for e in only(spool, "gap")] == ["embedding: No space left on device"]
+    assert [e["metrics"] for e in only(spool, "metrics")] == [{"a": 1.0}]
 
 
 def test_attributes(spool):

@@ -69,11 +69,16 @@ log({"nest": {"a": 1}}, commit=False)
 log({"nest": {"b": 2}})
 log({"j": 1}, step=np.int64(50))
 log({"j": 2}, step=torch.tensor(52))
+log({"j": 3}, commit=np.bool_(False))
+log({"j": 4}, commit=torch.tensor(True))
+log({"j": 5}, commit=0)
+log({"j": 6}, commit=1)
 log({"hist": wandb.Histogram([1, 2, 3, 4], num_bins=4), "hists": [wandb.Histogram([1, 2], num_bins=2)] * 2,
     "made": wandb.Histogram(np_histogram=np.histogram([1.0, 5.0], bins=3))})
 for bad in (lambda: run.log({"a": 1}, step=1.5), lambda: run.log({"a": 1}, step="1"), lambda: run.log([1]),
     lambda: run.log({1: 2}), lambda: run.log({"ok": 1, "a": object()}), lambda: run.log({"a": b"\\xff"}),
-    lambda: run.log({"a": 1}, step=True), lambda: run.log({"a": 1}, commit="x"), lambda: run.log(None)):
+    lambda: run.log({"a": 1}, step=True), lambda: run.log({"a": 1}, commit="x"),
+    lambda: run.log({"a": 1}, commit=1.0), lambda: run.log({"a": 1}, commit=[]), lambda: run.log(None)):
     attempt(bad)
 note(run.step)
 c, s = run.config, run.summary
@@ -160,6 +165,9 @@ wandb.log({"probs": plot.confusion_matrix(probs=probas, y_true=true, title="t")}
 wandb.log({"roc": plot.roc_curve(true, probas, labels=["n", "y"]), "one": plot.roc_curve(true, probas, classes_to_plot=[1])})
 wandb.log({"pr": plot.pr_curve(true, probas, labels=["n", "y"]), "few": plot.pr_curve(true, probas, interp_size=5)})
 wandb.log({"own": wandb.plot_table("me/spec", table, {"a": "x"}, {"title": "t"})})
+wandb.log({"val": {"cm": plot.line(table, "x", "y"), "deep": {"er": plot.bar(table, "x", "y"), "z": 2}, "loss": 1.0}})
+ramp = np.linspace(0, 1, 12_000)
+wandb.log({"sample": plot.roc_curve(np.arange(12_000) % 2, np.c_[ramp, 1 - ramp])})
 for bad in (lambda: wandb.plot_table("s", [1], {}), lambda: plot.line_series([[1]], [[1], [2]]),
     lambda: plot.line_series([1], [[1]], keys=[]), lambda: plot.confusion_matrix(probs=probas, preds=[1], y_true=true),
     lambda: plot.confusion_matrix(preds=[1], y_true=true), lambda: plot.confusion_matrix(preds=true, y_true=true, class_names=["a"])):
@@ -192,6 +200,7 @@ wandb.log({"end": 1})
 third = torch.nn.Linear(3, 1, dtype=torch.bfloat16)
 wandb.watch(third, idx=7, log_freq=1)
 third(torch.ones(2, 3, dtype=torch.bfloat16)).sum().backward()
+attempt(lambda: run.watch(torch.jit.script(torch.nn.Linear(3, 1)), log="all", log_freq=1))
 for bad in (lambda: run.watch(first, log="both"), lambda: run.watch(5), lambda: run.watch([first, "x"])):
     attempt(bad)
 run.finish()
@@ -246,7 +255,7 @@ def test_same_charts_through_the_receiver(both, tmp_path):
     ours = _compare_media(both, "c1", tmp_path)
     real = next((both / "real").rglob("run-c1.wandb"))
     mine, theirs = (_drawn(log) for log in (ours, real))
-    assert len(theirs) == 13
+    assert len(theirs) == 16
     assert mine == theirs
 
 

@@ -1,5 +1,6 @@
 """A spool's events, read back; a clock that both sides of a differential test share; what TensorBoard shows."""
 
+import errno
 import io
 import os
 import struct
@@ -27,6 +28,11 @@ class Clock:
 
     def tick(self, ns=1_234_567_891):
         self.now_ns += ns
+
+
+def full_disk(*_, **__):
+    """What any call says whose disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_spool(spool):

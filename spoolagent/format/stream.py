@@ -449,7 +449,8 @@ class StreamWriter:
 
     def _next_segment(self, prev: str | None) -> None:
         if prev is None:  # the last try to open one failed after the rotation
-            prev = self._retired[-1].sha256() if self._retired else self._prev
+            last = self._retired[-1:]  # at once: the keeper takes them away meanwhile
+            prev = last[0].sha256() if last else self._prev
         self._prev: str = prev
         self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, now_ns())
         self._unnamed.add(self._dir)
@@ -582,7 +583,7 @@ class StreamWriter:
         self._reason = f"somebody removed {self._dir}"
         self._complain(self._reason)
         for segment in (removed, *self._retired):
-            segment.close()
+            self._free(segment)
         if self._live is not None:
             self._live.release()
         self.writer, self.seq = new_writer_id(), 0
@@ -654,8 +655,15 @@ class StreamWriter:
             except OSError as error:
                 failed = error
             finally:
-                segment.close()
+                self._free(segment)
         return failed
+
+    def _free(self, segment: Segment) -> None:
+        """Closes it. NFS may tell of a full quota only now."""
+        try:
+            segment.close()
+        except OSError as error:
+            self._doubt(error)
 
     def _finish_full(self) -> None:
         with self._sync_lock:
@@ -667,7 +675,7 @@ class StreamWriter:
         with self._lock:
             retired, self._retired = self._retired, []
         for old in retired:
-            old.close()
+            self._free(old)
 
     def flush(self) -> None:
         """Makes what was logged so far durable (waits for the queue first); never raises for the disk."""
@@ -722,10 +730,7 @@ class StreamWriter:
             with self._lock:
                 segment, self._segment, self._fast = self._segment, None, None
             if segment is not None:
-                try:
-                    segment.close()
-                except OSError as error:  # NFS tells of a full quota only now
-                    self._doubt(error)
+                self._free(segment)
         if self._live is not None:
             with contextlib.suppress(OSError):
                 self._live.release()
