@@ -75,10 +75,7 @@ class Moody:
         self._before(mood)
         seen = self._attempts.setdefault(batch.stream.key, set())
         again = [e.seq for e in batch.events if e.seq in seen]
-        whole = range(batch.events[0].seq, batch.events[-1].seq) if batch.events else ()
-        self._world.given_up |= {(batch.stream.key, seq) for seq in whole} - {
-            (batch.stream.key, e.seq) for e in batch.events
-        }
+        self._gives_up(batch)
         self._stats["repeats"] += len(again)
         seen.update(e.seq for e in batch.events)
         outcome = self._inner.deliver(batch)
@@ -92,6 +89,12 @@ class Moody:
         if before and given != before and self._world.damage:
             self._world.excused[self._name] |= before
         self._world.in_flight[self._name] = given
+
+    def _gives_up(self, batch):
+        """Notes what this batch leaves out, between the cursor and its end."""
+        key, held = batch.stream.key, {event.seq for event in batch.events}
+        begin = self._world.cursors[self._name].get(key, 1)
+        self._world.given_up |= {(key, seq) for seq in range(begin, max(held, default=0)) if seq not in held}
 
     def set_status(self, end):
         mood = self._next()

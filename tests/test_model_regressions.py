@@ -378,6 +378,21 @@ CASES["a_line_that_heals_while_its_batch_is_in_flight_comes_late"] = (
     ],
 )
 
+# The same, of a segment that was removed and comes back.
+CASES["a_segment_that_comes_back_while_the_next_ones_batch_is_in_flight"] = (
+    {"clients": 2, "receivers": ["jsonl", "model", "tb"], "remote": False, "batch": 1, "seed": 757751044},
+    [
+        ["append", 62722, 36196, 51214, 34798, 3553],
+        ["ship", 24030, 24947, 62495, 50387, 20642],
+        ["remove", 48334, 19482, 44349, 1358, 53534],
+        ["work", 38338, 15599, 12228, 20738, 8730],
+        ["power", 34952, 57497, 41635, 61352, 65507],
+        ["clock", 13175, 60976, 2675, 35831, 10695],
+        ["mood", 55453, 62066, 52501, 15051, 53819],
+        ["work", 52540, 56071, 30179, 40103, 2991],
+    ],
+)
+
 # The mirror beside the file is on disk with each commit: a power cut before the cursors are put back changes nothing.
 CASES["a_power_cut_and_older_cursors_with_a_mirror_beside_the_file"] = (
     {"clients": 1, "receivers": ["jsonl", "tb"], "remote": False, "batch": 1, "seed": 13519722},
