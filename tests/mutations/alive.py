@@ -184,7 +184,7 @@ MUTATIONS = (
         "writer-leaks-full-segments",
         "a segment that is full stays open for ever",
         FORMAT,
-        "            finally:\n                segment.close()\n",
+        "            finally:\n                self._free(segment)\n",
         "            finally:\n                pass\n",
         ("test_small_promises.py::test_full_segments_are_closed",),
     ),
