@@ -343,6 +343,10 @@ class Aftermath:
                 everything = [r for r in world.records.values() if r.key[:2] == run]
                 if any(r.destroyed or r.destroyed_there or r.tainted or r.vanishing_from for r in everything):
                     continue
+                if any(
+                    r.phantoms for r in everything
+                ):  # a header or a seal was hit: whose stream it is, and its end
+                    continue
                 latest = [r for r in records if r.attempt == max(r.attempt for r in records)]
                 if not all(r.ended for r in latest):
                     continue

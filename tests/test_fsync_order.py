@@ -78,6 +78,21 @@ def test_what_a_killed_shipper_left_at_the_target_is_synced_before_it_counts(tmp
     assert [path for path in there if path.endswith(os.path.join(stream, layout.segment_name(1)))]
 
 
+def test_with_always_a_segment_begun_by_age_has_its_name_on_disk_before_the_call_returns(tmp_path, seen):
+    writer = make_writer(tmp_path, durability="always", segment_age_s=0.0)
+    write_metrics(writer, 1)
+    writer._rotate_by_age()  # as the keeper does, between two of its syncs
+    stream = folder_of(writer)
+    assert len(layout.list_segments(stream)) > 1
+    seen.clear()
+    write_metrics(writer, 1, first=1)
+    assert ("fsync", stream) in seen
+    seen.clear()
+    write_metrics(writer, 1, first=2)
+    assert ("fsync", stream) not in seen, "once a segment"
+    writer.close()
+
+
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_a_published_file_is_whole_before_it_has_its_name(tmp_path, seen, exclusive):
     path = str(tmp_path / "file")

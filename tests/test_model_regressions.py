@@ -393,6 +393,18 @@ CASES["a_segment_that_comes_back_while_the_next_ones_batch_is_in_flight"] = (
     ],
 )
 
+# With "always", what went into a segment that the keeper had just begun was acknowledged before the segment's name was on disk.
+CASES["a_segment_begun_by_age_has_its_name_on_disk_before_an_event_in_it_is_acknowledged"] = (
+    {"clients": 2, "receivers": ["home"], "remote": False, "batch": 3, "seed": 524576574},
+    [
+        ["append", 13458, 42192, 60998, 7687, 62409],
+        ["clock", 64414, 29327, 35431, 39211, 37793],
+        ["tick", 55210, 7774, 14628, 34327, 54969],
+        ["append", 46645, 56566, 59816, 59131, 16037],
+        ["power", 28944, 62449, 25628, 6747, 55642],
+    ],
+)
+
 # The mirror beside the file is on disk with each commit: a power cut before the cursors are put back changes nothing.
 CASES["a_power_cut_and_older_cursors_with_a_mirror_beside_the_file"] = (
     {"clients": 1, "receivers": ["jsonl", "tb"], "remote": False, "batch": 1, "seed": 13519722},

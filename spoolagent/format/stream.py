@@ -91,6 +91,7 @@ class StreamWriter:
         "_limit",
         "_live",
         "_lock",
+        "_named",
         "_origin",
         "_prev",
         "_queue",
@@ -156,6 +157,8 @@ class StreamWriter:
         self._refused: deque[tuple[str, int]] = deque()
         """Drops of a thread that could not have the lock: (reason, time)."""
         self._segment: Segment | None = None
+        self._named: Segment | None = None
+        """With `always`: the segment whose name is on disk for sure."""
         self._fast: Segment | None = None
         """The segment, while the next event may go straight into it."""
         self._limit = self.options.segment_bytes
@@ -311,6 +314,9 @@ class StreamWriter:
     def _sync_line(self, segment: Segment, line: bytes) -> None:
         try:
             segment.sync(line)
+            if self._named is not segment:  # also one that the keeper began, by age
+                durable.fsync_dir(self._dir)
+                self._named = segment
         except OSError as error:
             self._sync_failed(segment, error)
         else:
