@@ -24,6 +24,14 @@ SIGNALS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def hangups():
+    """What is started here hears SIGHUP, also where the tests run under nohup."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)
+
+
 @SIGNALS
 def test_serve_ends_in_order(tmp_path, number):
     writer = simple(tmp_path / "spool", count=10, end=False)
