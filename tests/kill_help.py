@@ -398,7 +398,8 @@ def has_point(folder, batch):
         return False
     name = next(iter(points[-1]["metrics"]))
     wanted = (run, name, points[-1]["step"], points[-1]["time"] // 1_000_000)
-    with closing(sqlite3.connect(f"file:{folder}/server.db?mode=ro", uri=True, timeout=10)) as db:
+    # To be written to: SQLite takes back what the dead server had not committed.
+    with closing(sqlite3.connect(f"file:{folder}/server.db?mode=rw", uri=True, timeout=10)) as db:
         sql = (
             "SELECT count(*) FROM metrics m JOIN tags t ON t.run_uuid = m.run_uuid AND t.key = 'spoolagent.run' "
             "WHERE t.value = ? AND m.key = ? AND m.step = ? AND m.timestamp = ?"
