@@ -18,7 +18,15 @@ from typing import Any
 from spoolagent.contract import Batch, State
 from spoolagent.format.events import Event, column_numbers
 from spoolagent.format.values import from_json, number
-from spoolagent.receivers.mlflow_media import File, MissingError, files_of, join_tables, named, table_of
+from spoolagent.receivers.mlflow_media import (
+    File,
+    MissingError,
+    files_of,
+    join_tables,
+    milliseconds,
+    named,
+    table_of,
+)
 from spoolagent.receivers.mlflow_names import clean_path, escape, escape_path
 from spoolagent.receivers.mlflow_plan import MAX_TAG, NAME_TAG, PARENT_TAG, RESERVED, Plan, Upload, cut
 
@@ -101,8 +109,7 @@ class _Planner:
             self.add_points(event, {name: value}, "" if name.startswith("system/") else "system/")
 
     def add_points(self, event: Event, metrics: dict[str, Any], prefix: str = "") -> None:
-        milliseconds, step = event.wall_ns // 1_000_000, event.step or 0
-        milliseconds = max(0, milliseconds)  # MLflow refuses what is before 1970
+        time_ms, step = milliseconds(event), event.step or 0
         names, points = self.names, self.plan.points
         for name, value in metrics.items():
             name = prefix + name if prefix else name  # noqa: PLW2901 - the hot loop
@@ -113,7 +120,7 @@ class _Planner:
                 except ValueError as error:
                     self.plan.die(event.seq, str(error))
                     continue
-            points.append((key, value if type(value) is float else float(number(value)), milliseconds, step))
+            points.append((key, value if type(value) is float else float(number(value)), time_ms, step))
 
     def param(self, event: Event) -> None:
         if event.data.get("overwrite"):

@@ -89,15 +89,19 @@ def _text(event: Event, writer: str, blobs: str) -> File:
     return File(path, blob_file(blobs, blob) if blob is not None else lambda: str(text).encode())
 
 
+def milliseconds(event: Event) -> int:
+    """The event's time as MLflow keeps it, which refuses what is before 1970."""
+    return max(0, event.wall_ns // 1_000_000)
+
+
 def _image(event: Event, writer: str, blobs: str) -> Iterator[File]:
     data = dict(event.data)
     source = blob_file(blobs, data["blob"])
     if data.get("path"):
         yield _as_is(data, data["path"], source)
         return
-    milliseconds = max(0, event.wall_ns // 1_000_000)
     ident = uuid.uuid5(_SPACE, f"{writer}/{event.seq}")
-    stem = f"images/{escape_key(data['key'])}+step+{event.step or 0}+timestamp+{milliseconds}+{ident}"
+    stem = f"images/{escape_key(data['key'])}+step+{event.step or 0}+timestamp+{milliseconds(event)}+{ident}"
     if not _has_pillow():
         extension = "png" if data["encoding"] == "raw" else data["encoding"]
         yield replace(_as_is(data, f"{stem}.{extension}", source), is_escaped=True)

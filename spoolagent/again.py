@@ -3,15 +3,16 @@
 A shipper takes two segments that end with the same seal as the same: to hash weeks of data in every session would
 cost too much. So bits that were flipped before the seal are found by a reader at the target, which asks here with
 an empty file, `SPOOL/.agent/again/<site>/<run>/<writer>`. The shipper that has the stream compares every byte, mends
-what it can, and takes the request away. In the same way a shipper takes a blob of the right length for the right one; who
-finds one that is damaged or missing at the target asks with `SPOOL/.agent/again-blobs/<site>/<sha256>`. There is at most one request per stream or blob, nobody reads what is in it, and
-one that cannot be made or read is as if there were none.
+what it can, and takes the request away. In the same way a shipper takes a blob of the right length for the right one;
+who finds one that is damaged or missing at the target asks with `SPOOL/.agent/again-blobs/<site>/<sha256>`. There is at
+most one request per stream or blob, nobody reads what is in it, and one that cannot be made or read is as if there were
+none.
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from spoolagent.format import durable
 from spoolagent.format.layout import AGENT_DIR, StreamKey, list_names
@@ -30,7 +31,7 @@ def ask(spool: str, key: StreamKey) -> None:
 
 def ask_blob(spool: str, site: str, sha256: str) -> None:
     """Asks for a blob in the same way."""
-    _ask(spool, os.path.join(spool, AGENT_DIR, _BLOBS, site, sha256))
+    _ask(spool, _path_of_blob(spool, site, sha256))
 
 
 def _ask(spool: str, path: str) -> None:
@@ -44,59 +45,57 @@ def _ask(spool: str, path: str) -> None:
 
 def asked(spool: str) -> Iterator[StreamKey]:
     """The streams that are asked for. What is no such request, or could not be taken away, is passed over."""
-    if _FOLDER not in list_names(os.path.join(spool, AGENT_DIR)):
-        return  # almost always; and a symbolic link is not followed
     folder = os.path.join(spool, AGENT_DIR, _FOLDER)
-    for site in _names(folder):
+    for site in _sites(spool, _FOLDER):
         for run in _names(os.path.join(folder, site)):
-            place = os.path.join(folder, site, run)
-            with contextlib.suppress(OSError):
-                if os.access(place, os.W_OK | os.X_OK):
-                    with os.scandir(place) as entries:
-                        found = [
-                            e.name for e in entries if is_legal(e.name) and e.is_file(follow_symlinks=False)
-                        ]
-                    yield from (StreamKey(site, run, writer) for writer in sorted(found))
+            for writer in _requests(os.path.join(folder, site, run), is_legal):
+                yield StreamKey(site, run, writer)
 
 
 def asked_blobs(spool: str) -> Iterator[tuple[str, str]]:
     """The (site, SHA-256) of the blobs that are asked for, in the same way."""
-    if _BLOBS not in list_names(os.path.join(spool, AGENT_DIR)):
-        return
-    folder = os.path.join(spool, AGENT_DIR, _BLOBS)
-    for site in _names(folder):
-        place = os.path.join(folder, site)
-        with contextlib.suppress(OSError):
-            if os.access(place, os.W_OK | os.X_OK):
-                with os.scandir(place) as entries:
-                    found = [
-                        e.name
-                        for e in entries
-                        if _HASH.fullmatch(e.name) and e.is_file(follow_symlinks=False)
-                    ]
-                yield from ((site, sha256) for sha256 in sorted(found))
+    for site in _sites(spool, _BLOBS):
+        place = os.path.join(spool, AGENT_DIR, _BLOBS, site)
+        for sha256 in _requests(place, lambda name: _HASH.fullmatch(name) is not None):
+            yield site, sha256
 
 
-def answer_blob(spool: str, site: str, sha256: str) -> None:
-    """Takes such a request away. Never raises OSError."""
-    path = os.path.join(spool, AGENT_DIR, _BLOBS, site, sha256)
-    if not _is_confined(spool, path):
-        return
+def _sites(spool: str, kind: str) -> list[str]:
+    if kind not in list_names(os.path.join(spool, AGENT_DIR)):
+        return []  # almost always; and a symbolic link is not followed
+    return _names(os.path.join(spool, AGENT_DIR, kind))
+
+
+def _requests(place: str, is_one: Callable[[str], bool]) -> list[str]:
     with contextlib.suppress(OSError):
-        durable.unlink(path)
-        durable.discard_dir(os.path.dirname(path))
+        if os.access(place, os.W_OK | os.X_OK):
+            with os.scandir(place) as entries:
+                return sorted(e.name for e in entries if is_one(e.name) and e.is_file(follow_symlinks=False))
+    return []
 
 
 def answer(spool: str, key: StreamKey) -> None:
     """Takes the request away, and directories that are empty then. Never raises OSError."""
-    path = _path(spool, key)
+    _answer(spool, _path(spool, key), levels=2)
+
+
+def answer_blob(spool: str, site: str, sha256: str) -> None:
+    """Takes such a request away in the same way."""
+    _answer(spool, _path_of_blob(spool, site, sha256), levels=1)
+
+
+def _answer(spool: str, path: str, *, levels: int) -> None:
     if not _is_confined(spool, path):
         return
     with contextlib.suppress(OSError):
         durable.unlink(path)
-        run = os.path.dirname(path)
-        durable.discard_dir(run)  # fails when another request is in it
-        durable.discard_dir(os.path.dirname(run))
+        for _ in range(levels):
+            path = os.path.dirname(path)
+            durable.discard_dir(path)  # fails when another request is in it
+
+
+def _path_of_blob(spool: str, site: str, sha256: str) -> str:
+    return os.path.join(spool, AGENT_DIR, _BLOBS, site, sha256)
 
 
 def _path(spool: str, key: StreamKey) -> str:

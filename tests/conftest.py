@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import report_facts
 
+os.environ.pop("PYTHONUNBUFFERED", None)
+"""Where it is set, as in many containers, the commands under test would write otherwise than at their users'."""
+
 _LONG = (
     "test_kill.py",
     "test_ranks.py",

@@ -51,7 +51,7 @@ def play(config, actions):
     finally:
         shutil.rmtree(base, ignore_errors=True)
     after = open_files(before)
-    if after != before:
+    if after > before:  # fewer: garbage of an earlier test went meanwhile
         raise Violation(f"bounds: {after - before} files were left open")
 
 

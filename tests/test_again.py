@@ -69,20 +69,25 @@ def test_a_flipped_bit_before_a_seal_is_mended_once_fsck_has_found_it(source, ta
     assert h.events_in(target, key) == (list(range(1, len(h.events_in(source, key)[0]) + 1)), "closed")
 
 
-def test_a_shipper_that_follows_mends_while_a_reader_still_waits(source, target):
-    """The worker's side: it asks when it begins to wait, not again at each look, and loses nothing."""
-    key = h.write_stream(source, 200)
-    h.ship_once(source, target)
-    flip(h.segment(target, key))
-    task = Task(
+def task_of(target, key):
+    """A worker's task for one stream, with a clock that stands still."""
+    return Task(
         open_spool(target),
         key,
         START,
         StreamFacts(),
         agent=AgentSettings(spool=target),
         limits=ReceiverSettings(name="memory", spec="memory:"),
-        clock=lambda: 0.0,
+        clock=lambda: 1.0,
     )
+
+
+def test_a_shipper_that_follows_mends_while_a_reader_still_waits(source, target):
+    """The worker's side: it asks when it begins to wait, not again at each look, and loses nothing."""
+    key = h.write_stream(source, 200)
+    h.ship_once(source, target)
+    flip(h.segment(target, key))
+    task = task_of(target, key)
     task.fill()
     assert task.state == "blocked"
     assert list(again.asked(target)) == [key]
@@ -416,15 +421,7 @@ def test_a_large_blob_is_read_once_while_its_event_waits(source, target, monkeyp
     h.ship_once(source, target)
     looked = []
     monkeypatch.setattr(task_module, "check_blob", lambda path, name: looked.append(path) or True)
-    task = Task(
-        open_spool(target),
-        key,
-        START,
-        StreamFacts(),
-        agent=AgentSettings(spool=target),
-        limits=ReceiverSettings(name="memory", spec="memory:"),
-        clock=lambda: 1.0,
-    )
+    task = task_of(target, key)
     task.fill()
     assert [task.missing_blob() for _ in range(5)] == [None] * 5
     assert looked == [layout.blob_path(target, "site-1", sha256)]

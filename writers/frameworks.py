@@ -70,9 +70,8 @@ def _use_tensorboard() -> None:
     for name in ("torch.utils.tensorboard", "torch.utils.tensorboard.writer", "tensorboardX"):
         try:
             module: Any = importlib.import_module(name)
-        except (
-            ImportError
-        ):  # not installed: then no library can log through it either, but through a module of ours
+        except ImportError:
+            # Not installed: then no library can log through it either, but through a module of ours.
             if name == "torch.utils.tensorboard":
                 sys.modules[name] = _ours("tensorboard")
             continue

@@ -13,7 +13,6 @@ from spoolagent.writers.mlflow_active import current
 from spoolagent.writers.mlflow_checks import check_folder
 from spoolagent.writers.mlflow_errors import NotSupportedOffline, not_offline
 from spoolagent.writers.process import warn_once
-from spoolagent.writers.run import FULL, list_files
 
 _FLAVORS = """ag2 agno anthropic autogen bedrock catboost crewai diffusers dspy gemini groq h2o haystack johnsnowlabs keras
     langchain lightgbm litellm llama_index mistral onnx openai paddle pmdarima prophet pydantic_ai pyfunc pyspark
@@ -107,7 +106,6 @@ class Flavor(ModuleType):
     ) -> ModelInfo:
         """Saves the model as its flavor does, and logs the folder under `name` (default "model")."""
         import inspect
-        import tempfile
 
         flavor = self.__name__.rpartition(".")[2]
         save = _real(flavor, "log_model").save_model
@@ -122,19 +120,15 @@ class Flavor(ModuleType):
             warn_once(
                 "model", f"mlflow.{flavor}.log_model: not kept offline: {', '.join(lost)}; the model is"
             )
+
+        def make(where: str) -> None:
+            if len(args) > at:
+                save(*args[:at], where, *args[at + 1 :], **kwargs)
+            else:
+                save(*args, path=where, **kwargs)
+
         run = current()
-        try:
-            with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
-                where = f"{folder}/model"
-                if len(args) > at:
-                    save(*args[:at], where, *args[at + 1 :], **kwargs)
-                else:
-                    save(*args, path=where, **kwargs)
-                run.writer().log_files("model", list_files(where), {"path": path, "flavor": flavor})
-        except OSError as error:
-            if error.errno not in FULL:
-                raise  # the caller's: a file that is not there
-            run.writer().drop(f"model {path}: {error.strerror}")
+        run.writer().log_made("model", f"model {path}", make, {"path": path, "flavor": flavor})
         return ModelInfo(run.id, path)
 
 

@@ -12,7 +12,7 @@ ValueError); what the disk refuses is dropped, counted and put on record as a ga
 import errno
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,7 +34,7 @@ _LARGE = MAX_LINE // 2
 """Bytes of JSON or text from which a payload goes to a blob rather than into its line."""
 _SHORT = 4000
 """Characters that are kept of a text that describes the run, where they do not all fit in its first line."""
-FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO))
 """What a disk says that is full or broken, the temporary directory's too."""
 _STEPS = range(-(1 << 63), 1 << 63)
 """What a step can be."""
@@ -300,6 +300,23 @@ class Run:
                 self.drop(f"{source}: {error.strerror}")
                 return
         self.event(kind, {**to_json(fields), "files": listed})
+
+    def log_made(self, kind: str, what: str, make: Callable[[str], None], fields: dict[str, Any]) -> None:
+        """As `log_files`, of the files that `make` puts into a directory of that path, which it makes and which goes again.
+
+        A full or broken temporary directory makes it a drop; what else `make` raises is the caller's.
+        """
+        import tempfile
+
+        try:
+            with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
+                place = os.path.join(folder, "made")
+                make(place)
+                self.log_files(kind, list_files(place), fields)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self.drop(f"{what}: {error.strerror}")
 
     def with_blob(self, kind: str, fields: dict[str, Any], data: bytes) -> None:
         """Stores `data` as a blob, then appends the event that names it. A disk that refuses makes it a drop."""

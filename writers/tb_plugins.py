@@ -5,9 +5,10 @@ as it did before the import line was changed; without it they raise NotImplement
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from spoolagent.writers.run import FULL, Run, list_files, optional
+from spoolagent.writers.run import Run, optional
 from spoolagent.writers.tb_files import FileWriter, torch_module
 
 
@@ -27,13 +28,22 @@ class Plugins:
     ) -> None:
         raise NotImplementedError
 
-    def _build(self, method: str, maker: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(torch_module(method, "summary"), maker)(*args, **kwargs)
+    def _log_built(
+        self,
+        method: str,
+        maker: str,
+        given: Sequence[Any],
+        step: Any = None,
+        walltime: Any = None,
+        **how: Any,
+    ) -> None:
+        """Logs the Summary that torch's function `maker` builds."""
+        made = getattr(torch_module(method, "summary"), maker)(*given, **how)
+        self._get_file_writer().add_summary(made, step, walltime)
 
     def add_tensor(self, tag: Any, tensor: Any, global_step: Any = None, walltime: Any = None) -> None:
         """Logs a tensor as it is."""
-        made = self._build("add_tensor", "tensor_proto", tag, tensor)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        self._log_built("add_tensor", "tensor_proto", (tag, tensor), global_step, walltime)
 
     def add_image_with_boxes(
         self,
@@ -52,15 +62,14 @@ class Plugins:
         if labels is not None and len(labels) != box_tensor.shape[0]:
             labels = None
         how = {"rescale": rescale, "dataformats": dataformats, "labels": labels}
-        made = self._build("add_image_with_boxes", "image_boxes", tag, img_tensor, box_tensor, **how)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        given = (tag, img_tensor, box_tensor)
+        self._log_built("add_image_with_boxes", "image_boxes", given, global_step, walltime, **how)
 
     def add_video(
         self, tag: Any, vid_tensor: Any, global_step: Any = None, fps: Any = 4, walltime: Any = None
     ) -> None:
         """Logs frames (batch, time, channels, height, width) as a GIF; needs moviepy, as with torch."""
-        made = self._build("add_video", "video", tag, vid_tensor, fps)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        self._log_built("add_video", "video", (tag, vid_tensor, fps), global_step, walltime)
 
     def add_audio(
         self,
@@ -71,8 +80,8 @@ class Plugins:
         walltime: Any = None,
     ) -> None:
         """Logs a mono sound, samples in -1..1, as WAV."""
-        made = self._build("add_audio", "audio", tag, snd_tensor, sample_rate=sample_rate)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        given = (tag, snd_tensor)
+        self._log_built("add_audio", "audio", given, global_step, walltime, sample_rate=sample_rate)
 
     def add_mesh(
         self,
@@ -85,8 +94,8 @@ class Plugins:
         walltime: Any = None,
     ) -> None:
         """Logs point clouds or meshes."""
-        made = self._build("add_mesh", "mesh", tag, vertices, colors, faces, config_dict)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        given = (tag, vertices, colors, faces, config_dict)
+        self._log_built("add_mesh", "mesh", given, global_step, walltime)
 
     def add_pr_curve(
         self,
@@ -100,9 +109,8 @@ class Plugins:
     ) -> None:
         """Logs precision over recall of binary labels and predicted probabilities."""
         make_np = torch_module("add_pr_curve", "_convert_np").make_np
-        given = (make_np(labels), make_np(predictions), num_thresholds, weights)
-        made = self._build("add_pr_curve", "pr_curve", tag, *given)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        given = (tag, make_np(labels), make_np(predictions), num_thresholds, weights)
+        self._log_built("add_pr_curve", "pr_curve", given, global_step, walltime)
 
     def add_pr_curve_raw(
         self,
@@ -120,13 +128,12 @@ class Plugins:
     ) -> None:
         """Logs precision over recall, given by its counts at each threshold."""
         counts = (true_positive_counts, false_positive_counts, true_negative_counts, false_negative_counts)
-        given = (*counts, precision, recall, num_thresholds, weights)
-        made = self._build("add_pr_curve_raw", "pr_curve_raw", tag, *given)
-        self._get_file_writer().add_summary(made, global_step, walltime)
+        given = (tag, *counts, precision, recall, num_thresholds, weights)
+        self._log_built("add_pr_curve_raw", "pr_curve_raw", given, global_step, walltime)
 
     def add_custom_scalars(self, layout: Any) -> None:
         """Logs which scalars TensorBoard is to draw together: {category: {title: ["Multiline", tags]}}."""
-        self._get_file_writer().add_summary(self._build("add_custom_scalars", "custom_scalars", layout))
+        self._log_built("add_custom_scalars", "custom_scalars", (layout,))
 
     def add_custom_scalars_multilinechart(
         self, tags: Any, category: Any = "default", title: Any = "untitled"
@@ -179,29 +186,24 @@ class Plugins:
         As with torch they are files beside the event file: written to a temporary directory here, kept in the
         spool, and put into the run's directory by the receiver.
         """
-        import tempfile
-
         torch = torch_module("add_embedding", "_embedding")
         mat = torch_module("add_embedding", "_convert_np").make_np(mat)
         step = 0 if global_step is None else global_step
         subdir = f"{str(step).zfill(5)}/{self._encode(tag)}"
-        try:
-            with tempfile.TemporaryDirectory(prefix="spoolagent-") as folder:
-                inside = os.path.join(folder, subdir)
-                os.makedirs(inside)
-                _write_embedding(torch, inside, mat, metadata, label_img, metadata_header)
-                if self._projector is None:
-                    self._projector = torch_module("add_embedding", "writer").ProjectorConfig()
-                info = torch.get_embedding_info(metadata, label_img, subdir, step, tag)
-                self._projector.embeddings.extend([info])
-                torch.write_pbtxt(folder, str(self._projector))
-                self._get_file_writer()
-                fields = {"kind": "tensorboard", **optional(context=self._context)}
-                self._run.log_files("artifact", list_files(folder), fields)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            self._run.drop(f"embedding: {error.strerror}")
+
+        def make(folder: str) -> None:
+            inside = os.path.join(folder, subdir)
+            os.makedirs(inside)
+            _write_embedding(torch, inside, mat, metadata, label_img, metadata_header)
+            if self._projector is None:
+                self._projector = torch_module("add_embedding", "writer").ProjectorConfig()
+            info = torch.get_embedding_info(metadata, label_img, subdir, step, tag)
+            self._projector.embeddings.extend([info])
+            torch.write_pbtxt(folder, str(self._projector))
+            self._get_file_writer()
+
+        fields = {"kind": "tensorboard", **optional(context=self._context)}
+        self._run.log_made("artifact", "embedding", make, fields)
 
 
 def _write_embedding(

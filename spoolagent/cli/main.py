@@ -63,9 +63,7 @@ def run(args: Sequence[str]) -> int:
         note(str(error))
         return error.exit_code
     except (BrokenPipeError, SystemExit):  # Typer exits by itself for a broken pipe, and for nothing else
-        # The reader (head, a pager) has left: nothing is wrong. What is still buffered must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _BROKEN_PIPE
+        return _BROKEN_PIPE  # the reader (head, a pager) has left: nothing is wrong
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         note(
@@ -94,7 +92,21 @@ def main() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
     tell_words(Seldom(note))
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    _drop_unwritten()
+    sys.exit(code)
+
+
+def _drop_unwritten() -> None:
+    """What a full disk, a closed terminal or pipe did not take is not tried again by Python at its exit.
+
+    It would say so a second time, and end with its own code, 120.
+    """
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 if __name__ == "__main__":

@@ -96,9 +96,8 @@ def parse_event(data: dict[str, Any]) -> Event | None:
     if type(seq) is not int or not 0 < seq <= MAX_SEQ:
         return None
     if type(time_ns) is int and type(kind) is str:
-        return Event(
-            seq, within(time_ns), kind, data
-        )  # a wrong clock is no reason to lose what it was asked for
+        # A wrong clock is no reason to lose what it was asked for.
+        return Event(seq, within(time_ns), kind, data)
     return None
 
 

@@ -701,9 +701,8 @@ class StreamWriter:
         with self._lock:
             if self.closed:
                 return
-            if (
-                self._busy
-            ):  # a signal handler, in the middle of an append: the file tells how far that came (`_rotate`)
+            if self._busy:
+                # A signal handler, in the middle of an append: the file tells how far that came (`_rotate`).
                 self._busy = False
                 if self._segment is not None:
                     self._segment.broken = True

@@ -37,10 +37,8 @@ class WriteQueue:
         thread = threading.Thread(target=self._run, name="spoolagent-queue", daemon=True)
         try:
             thread.start()
-        except (
-            RuntimeError
-        ):  # no thread can be had now, or at interpreter shutdown; the next event tries again
-            return None
+        except RuntimeError:
+            return None  # none can be had now, or at interpreter shutdown; the next event tries again
         return thread
 
     def _run(self) -> None:

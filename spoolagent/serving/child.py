@@ -297,10 +297,8 @@ def main() -> int:
         missing = cannot_import(f"what receiver {kind} needs", error, kind)
         say(failed=str(missing), code=missing.exit_code)
         return missing.exit_code
-    except (
-        MemoryError,
-        SystemError,
-    ):  # the second is Python's own when memory ends in the middle of an import
+    except (MemoryError, SystemError):
+        # The second is Python's own when memory ends in the middle of an import.
         say(failed=f"{child.doing}: {OUT_OF_MEMORY}", code=1)
         return 1
     except OSError as error:

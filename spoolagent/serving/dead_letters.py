@@ -19,7 +19,7 @@ from spoolagent.format.layout import StreamKey
 from spoolagent.serving import sums
 from spoolagent.serving.database import MIRROR, NAME, existing, transact
 from spoolagent.serving.retries import finder, why_missing
-from spoolagent.serving.schema import VERSION, prepare
+from spoolagent.serving.schema import VERSION, prepare, version_of
 
 LetterState = Literal["dead", "retry", "dropped"]
 
@@ -78,11 +78,10 @@ class Choice:
 def read_letters(folder: str, choice: Choice) -> Iterator[DeadLetter]:
     """The dead letters in a receiver's folder, by stream and seq. Reads only. Raises sqlite3.Error."""
     with closing(existing(_path(folder), "ro")) as db:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
         old = "(SELECT *, 'dead' AS state, 0 AS retries FROM dead)"  # an agent of an earlier version made it
         where, values = choice.where()
         columns = "site, run, writer, seq, type, reason, time_ns, state, retries"
-        table = "dead" if version > 1 else old
+        table = "dead" if version_of(db) > 1 else old
         query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY site, run, writer, seq"  # noqa: S608 - our own text
         for row in db.execute(query, values):
             yield DeadLetter(
@@ -119,7 +118,7 @@ def mark(folder: str, choice: Choice, state: LetterState) -> int:
 
 def _bring_up_to_date(db: sqlite3.Connection, folder: str) -> None:
     """A worker of an earlier version must not have its tables changed under its hands."""
-    if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+    if version_of(db) == VERSION:
         return
     try:
         with FileLock(os.path.join(folder, "lock"), mode=0o600, timeout=0):

@@ -145,14 +145,9 @@ class Mirror:
             return
         self._nook.remember()
         with contextlib.suppress(OSError):  # a disk without symbolic links: only `status` and marks go by it
-            self._point()
-
-    def _point(self) -> None:
-        """The link to a mirror that lies elsewhere, in place of one that lay here."""
-        if self._nook is None or (os.path.islink(self._own) and os.readlink(self._own) == self._path):
-            return
-        _remove(self._own)
-        os.symlink(self._path, self._own)
+            if not os.path.islink(self._own) or os.readlink(self._own) != self._path:
+                _remove(self._own)  # a mirror that lay here
+                os.symlink(self._path, self._own)
 
 
 def open_both(folder: str, nook: Nook | None = None) -> tuple[sqlite3.Connection, Mirror, str]:
@@ -162,15 +157,12 @@ def open_both(folder: str, nook: Nook | None = None) -> tuple[sqlite3.Connection
     when the disk refuses.
     """
     path, own = os.path.join(folder, NAME), os.path.join(folder, MIRROR)
-    if (
-        nook is not None
-        and nook.is_used
-        and not _enter(nook, is_new=not os.path.exists(path) and not os.path.exists(path + MADE))
-    ):
+    is_marked = os.path.exists(path + MADE)
+    is_new = not is_marked and not os.path.exists(path)
+    if nook is not None and nook.is_used and not _enter(nook, is_new=is_new):
         nook = None
     held = _held(folder, nook)
-    was_made = os.path.exists(path + MADE) or bool(held)
-    db, why = _opened(path, was_made=was_made)
+    db, why = _opened(path, was_made=is_marked or bool(held))
     copy = _newest(held)
     if db is not None and copy is not None:
         ours, its = commits(db), commits(copy.db)
@@ -185,7 +177,7 @@ def open_both(folder: str, nook: Nook | None = None) -> tuple[sqlite3.Connection
     if db is None:
         assert why is not None
         if copy is None:
-            if held and not os.path.exists(path + MADE):
+            if held and not is_marked:
                 raise Damaged(held[-1], "and the database that it is the mirror of is gone")
             raise why
         news = _take_over(folder, copy.db, why.why)

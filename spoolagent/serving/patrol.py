@@ -175,9 +175,8 @@ def has_changed(spool: str, cursor: Cursor) -> bool:
     try:
         names = os.listdir(folder)
         with open_plain(os.path.join(folder, segment_name(segment)), 0) as file:
-            size = os.fstat(
-                file.fileno()
-            ).st_size  # of an open file: a network file system must ask its server
+            # Of an open file: a network file system must ask its server.
+            size = os.fstat(file.fileno()).st_size
     except OSError:
         return True
     last = max((name for name in names if name.endswith(SEGMENT_SUFFIX)), default="")

@@ -71,13 +71,18 @@ class NewerVersion(SpoolError):
         )
 
 
+def version_of(db: sqlite3.Connection) -> int:
+    """Which version of the tables a database has; 0 when it has none."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
 def prepare(db: sqlite3.Connection, path: str, *, was_made: bool = True) -> None:
     """Makes the tables of a new database; brings an older one up to date, in place, in one transaction.
 
     Only for who holds the target's lock. Raises NewerVersion when a later version wrote it,
     Damaged when it is new though it `was_made` before.
     """
-    (version,) = db.execute("PRAGMA user_version").fetchone()
+    version = version_of(db)
     if was_made and not version:
         raise sums.Damaged(path, "it has no tables, and once had them")
     fault_point("commit", path)

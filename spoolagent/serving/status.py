@@ -15,7 +15,7 @@ from spoolagent.format.plain import open_plain
 from spoolagent.serving.activity import HEARTBEAT_FILE
 from spoolagent.serving.database import MADE, MIRROR, NAME, existing
 from spoolagent.serving.place import InTheWay, check_folder
-from spoolagent.serving.schema import VERSION
+from spoolagent.serving.schema import VERSION, version_of
 from spoolagent.serving.sums import Damaged, check, noticing
 
 _LISTED = 100
@@ -120,7 +120,7 @@ def _read_database(path: str, folder: str, note: dict[str, Any]) -> ReceiverStat
     if not os.path.exists(path):
         raise Damaged(path, "it is missing")
     with noticing(path), closing(existing(path, "ro")) as db:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
+        version = version_of(db)
         if version > VERSION or not version:
             raise Damaged(path, f"version {version} is not known")
         if version == VERSION and not _life(folder, note).is_running:  # a worker looked when it started
@@ -165,7 +165,7 @@ def _status(
             )
         )
     life = _life(folder, note)
-    dead = _dead(db)
+    dead, (damaged, damage) = _dead(db), _damage(db)
     return ReceiverStatus(
         identity=identity,
         name=note.get("name", identity),
@@ -189,8 +189,8 @@ def _status(
             for row in db.execute(f"SELECT site, run, writer, first, last, reason FROM lost LIMIT {_LISTED}")  # noqa: S608 - a number of ours
         ),
         quarantined=_count(db, "SELECT count(*) FROM quarantine"),
-        damaged=_count(db, "SELECT count(*) FROM damage") if _has_damage(db) else 0,
-        damage=_damage(db) if _has_damage(db) else (),
+        damaged=damaged,
+        damage=damage,
         skipped=dict(db.execute("SELECT type, n FROM skipped ORDER BY type").fetchall()),
     )
 
@@ -199,21 +199,17 @@ def _count(db: sqlite3.Connection, query: str) -> int:
     return int(db.execute(query).fetchone()[0])
 
 
-def _has_damage(db: sqlite3.Connection) -> bool:
-    """A database of an earlier version has no table for it."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return bool(version > 3)
-
-
-def _damage(db: sqlite3.Connection) -> tuple[str, ...]:
+def _damage(db: sqlite3.Connection) -> tuple[int, tuple[str, ...]]:
+    """How much was found, and the first of it; a database of an earlier version has no table for it."""
+    if version_of(db) < 4:
+        return 0, ()
     query = f"SELECT text FROM damage ORDER BY time_ns, text LIMIT {_LISTED}"  # noqa: S608 - a number of ours
-    return tuple(text for (text,) in db.execute(query))
+    return _count(db, "SELECT count(*) FROM damage"), tuple(text for (text,) in db.execute(query))
 
 
 def _dead(db: sqlite3.Connection) -> dict[str, int]:
     """How many dead letters by their state; a database of an earlier version knows one state."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version == 1:
+    if version_of(db) == 1:
         return {"dead": _count(db, "SELECT count(*) FROM dead")}
     return dict(db.execute("SELECT state, count(*) FROM dead GROUP BY state").fetchall())
 
