@@ -1,5 +1,6 @@
 """A real `mlflow server` on loopback for tests, and what they read from it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,19 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def tracking_uri(uri):
+    """The real library's own tracking URI is `uri`, whatever an earlier test of this process set."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 class MlflowServer:

@@ -10,7 +10,7 @@ import uuid
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow_help import client_of, free_port, history, runs_in
+from mlflow_help import client_of, free_port, history, runs_in, tracking_uri
 
 from spoolagent.contract import RunEnd
 from spoolagent.errors import Refused, SpoolError, Transient, Unreachable, UsageError
@@ -684,8 +684,7 @@ def test_images_are_named_as_log_image_names_them(rig, client, name, tmp_path):
             assert image.convert("RGB").tobytes() == pixels
 
 
-def test_tables_grow_and_do_not_double(mlflow_server, rig, client, name, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)  # load_table asks the default server
+def test_tables_grow_and_do_not_double(mlflow_server, rig, client, name, tmp_path):
     blobs = str(tmp_path / "blobs")
     blob = put_blob(blobs, json.dumps({"columns": ["q", "b"], "data": [["x", {"$float": "NaN"}]]}).encode())
     stream = make_stream()
@@ -709,7 +708,8 @@ def test_tables_grow_and_do_not_double(mlflow_server, rig, client, name, tmp_pat
     run = only_run(client, name)
     held = json.loads(download(client, run.info.run_id, "t.json", tmp_path))
     assert held == {"columns": ["q", "a", "b"], "data": [["1", 2, None], ["x", None, None]]}
-    assert client.load_table(run.info.experiment_id, "t.json", [run.info.run_id]).shape == (2, 3)
+    with tracking_uri(mlflow_server.uri):  # load_table asks the default server
+        assert client.load_table(run.info.experiment_id, "t.json", [run.info.run_id]).shape == (2, 3)
     own = "table/w/00000002-w-1-00000004.json"
     assert json.loads(download(client, run.info.run_id, own, tmp_path)) == {
         "columns": ["c"],

@@ -13,6 +13,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from mlflow_help import tracking_uri
 from mlflow_writer_help import replay, shown
 from writer_help import Clock, fields, full_disk, only, read_spool
 
@@ -38,10 +39,8 @@ def store(tmp_path_factory):
     receiver = MlflowReceiver(uri, {})
     receiver.open(MemoryState())
     receiver.close()
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    yield uri, mlflow
-    mlflow.set_tracking_uri(before)
+    with tracking_uri(uri):
+        yield uri, mlflow
     os.chdir(here)
 
 
