@@ -29,7 +29,8 @@ class JsonLinesReceiver:
         self.identity = f"jsonl:{self._path}"
         folder, name = os.path.split(self._path)
         stem, extension = os.path.splitext(name)
-        self.beside = Beside(folder=folder, pattern=rf"{re.escape(stem)}(-[0-9]+)?{re.escape(extension)}")
+        pattern = rf"{re.escape(stem)}(-[0-9]+)?{re.escape(extension)}"
+        self.beside = Beside(files=folder, pattern=pattern, folder=folder)
         self._state: State | None = None
 
     def open(self, state: State) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from spoolagent.contract import Batch, Options, Outcome, RunEnd, State
+from spoolagent.contract import Batch, Beside, Options, Outcome, RunEnd, State
 from spoolagent.errors import Unreachable, UsageError
 from spoolagent.format.durable import make_dirs, write_file
 from spoolagent.format.events import Event
@@ -58,6 +58,7 @@ class TensorBoardReceiver:
             raise UsageError("tensorboard: no LOGDIR: write tensorboard:LOGDIR")
         self._root = os.path.realpath(os.path.expanduser(target))
         self.identity = f"tensorboard:{self._root}"
+        self.beside = Beside(files=self._root, pattern=".*", folder=os.path.dirname(self._root))
         self._placer = Placer(self._root, check_template(options.get("directory", DEFAULT_TEMPLATE)))
         self._state: State | None = None
 

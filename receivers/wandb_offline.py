@@ -46,7 +46,7 @@ class WandbOffline:
         check_options("wandb", options, OPTIONS)
         self.folder = os.path.realpath(os.path.expanduser(folder))
         self.identity = f"wandb:offline:{self.folder}"
-        self.beside = Beside(folder=self.folder, pattern=r"offline-run-.*")
+        self.beside = Beside(files=self.folder, pattern=r"offline-run-.*", folder=self.folder)
         self._templates = Templates(options)
         self._state: State | None = None
 

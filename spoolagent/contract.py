@@ -70,11 +70,14 @@ class Beside:
     receiver whose tracker removes repeats, or that finds what came before in its own files, has no use for it.
     """
 
-    folder: str
-    """Absolute. The copy lies in `<folder>/.spoolagent/`."""
+    files: str
+    """The folder of its files. Absolute."""
     pattern: str
-    """A regular expression for the names of its files in `folder`: none there, and the copy is of a target that somebody
+    """A regular expression for the names of its files there: none there, and the copy is of a target that somebody
     emptied."""
+    folder: str
+    """The copy lies in `<folder>/.spoolagent/`: in the same folder, or above one that people and scripts walk through.
+    Absolute."""
 
 
 class State(Protocol):

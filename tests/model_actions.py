@@ -53,9 +53,6 @@ WEIGHTS = {
     "clock": 5,
     "jump": 1,
 }
-REWOUND = ("model", "home", "jsonl")
-"""The receivers whose cursors are put back to an earlier commit, as from a backup. TensorBoard's has no mirror beside
-its files, and does not know a directory again that was begun since: tests/test_put_back.py."""
 PLAIN = ("start", "append", "sync", "tick", "close", "ship", "work")
 
 
@@ -471,7 +468,7 @@ class Actions:
 
     def do_snapshot(self, which, *_):
         """A backup of one receiver's cursors."""
-        name = pick([name for name in self.world.config["receivers"] if name in REWOUND], which)
+        name = pick(self.world.config["receivers"], which)
         if name is None or not os.path.isdir(self.world.folder(name)):
             return
         self._workers_die(name)
@@ -482,7 +479,7 @@ class Actions:
     def do_rewind(self, which, *_):
         """The cursors are put back to the snapshot: what was delivered since is delivered again, to no effect."""
         world = self.world
-        name = pick([name for name in world.config["receivers"] if name in REWOUND], which)
+        name = pick(world.config["receivers"], which)
         kept = os.path.join(world.base, f"cursors-{name}")
         if name is None or not os.path.isdir(kept):
             return
@@ -490,7 +487,7 @@ class Actions:
         shutil.rmtree(world.folder(name), ignore_errors=True)
         shutil.copytree(kept, world.folder(name))
         world.stats["rewinds"] += 1
-        if name == "jsonl":  # the mirror beside its file has them all: nothing comes again
+        if name in ("jsonl", "tb"):  # the mirror beside their files has them all: nothing comes again
             return
         world.cursors[name].clear()
         world.in_flight.pop(name, None)

@@ -11,12 +11,15 @@ import stat
 import pytest
 from cli_help import forked
 from spool_help import make_writer, write_metrics
+from tb_help import accumulate, points
 from test_mirror import damage, remove
+from test_worker import Agent
 
 from spoolagent.errors import Locked
 from spoolagent.format import durable
 from spoolagent.format.spool import open_spool
 from spoolagent.receivers.jsonl import JsonLinesReceiver
+from spoolagent.receivers.tensorboard import TensorBoardReceiver
 from spoolagent.serving import beside, sums
 from spoolagent.serving.database import existing
 from spoolagent.serving.place import Moved
@@ -379,3 +382,80 @@ def test_a_mirror_that_cannot_be_reached_just_now(place, monkeypatch):
             place.open()
     assert "its mirror has taken its place" in place.replay()
     assert place.events() == place.once() and place.agree()
+
+
+# -- TensorBoard's lies above LOGDIR -----------------------------------------------------------------------------
+
+
+class Logs:
+    """A spool of one run, and a LOGDIR that gets it."""
+
+    def __init__(self, path):
+        self.path, self.spool, self.logs = path, path / "spool", path / "tb"
+        self.writer, self.written = make_writer(self.spool), 0
+
+    def log(self, count=3):
+        write_metrics(self.writer, count, self.written)
+        self.written += count
+
+    def replay(self):
+        done = forked("replay", self.spool, "--to", f"tensorboard:{self.logs}", cwd=self.path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def is_shown_once(self):
+        (folder,) = {path.parent for path in self.logs.rglob("*tfevents*")}
+        return [step for _, step, _ in points(accumulate(folder), "loss")] == list(range(self.written))
+
+
+def test_a_logdir_stays_free_of_it(tmp_path):
+    logs = Logs(tmp_path)
+    logs.log()
+    logs.replay()
+    assert [path.name for path in logs.logs.iterdir()] == ["site-1"]
+    shutil.rmtree(logs.spool / ".agent")
+    logs.log()
+    assert "its mirror has taken its place" in logs.replay()
+    assert logs.is_shown_once()
+
+
+@pytest.mark.parametrize("what", ["its files", "all of it"])
+def test_a_logdir_that_is_emptied_with_its_cursors_begins_anew(tmp_path, what):
+    logs = Logs(tmp_path)
+    logs.log()
+    logs.replay()
+    shutil.rmtree(logs.spool / ".agent")
+    shutil.rmtree(logs.logs)
+    if what == "its files":
+        logs.logs.mkdir()
+    assert "mirror" not in logs.replay()
+    assert logs.is_shown_once()
+
+
+def test_a_folder_above_that_takes_no_mirror(tmp_path):
+    (tmp_path / ".spoolagent").write_text("in the way")
+    logs = Logs(tmp_path)
+    logs.log()
+    logs.replay()
+    logs.log()
+    logs.replay()
+    assert logs.is_shown_once()
+
+
+def test_a_sandbox_in_which_only_logdir_may_be_written(tmp_path, monkeypatch):
+    """As with `ProtectSystem=strict` and `ReadWritePaths=LOGDIR`."""
+    logs = Logs(tmp_path)
+    tried = []
+
+    def refuse(operation, path):
+        if operation == "mkdir" and path == str(tmp_path / ".spoolagent"):
+            tried.append(path)
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(durable, "_fault", refuse)
+    for _ in range(2):
+        logs.log()
+        receiver = TensorBoardReceiver(str(logs.logs), {})
+        Agent(logs.spool, receiver).run()
+        receiver.close()
+    assert tried and logs.is_shown_once()

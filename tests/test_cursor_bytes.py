@@ -86,16 +86,17 @@ class Memory:
 
 
 class Files:
-    """A target that is a directory."""
+    """A target in a directory, and with it the mirror."""
 
-    kind = ""
+    spec = ""
 
     def __init__(self, place):
         self.path = os.path.join(place, "target")
         os.makedirs(self.path)
 
     def make(self):
-        return load_receiver(f"{self.kind}:{self.path}", {})
+        kind, name = self.spec.split(":")
+        return load_receiver(f"{kind}:{self.path}/{name}", {})
 
     def keep(self):
         shutil.copytree(self.path, self.path + ".kept")
@@ -113,14 +114,11 @@ class Files:
 
 
 class TensorBoard(Files):
-    kind = "tensorboard"
+    spec = "tensorboard:tb"
 
 
 class Jsonl(Files):
-    kind = "jsonl"
-
-    def make(self):
-        return load_receiver(f"jsonl:{self.path}/events.jsonl", {})
+    spec = "jsonl:events.jsonl"
 
 
 targets = pytest.mark.parametrize("target", [Memory, Jsonl, TensorBoard])

@@ -1,4 +1,4 @@
-"""Where the mirror of a file target's state lies: with the target's files, not with the spool.
+"""Where the mirror of a file target's state lies: with the target's files or above them, not with the spool.
 
 A spool that is put back from a backup brings older cursors along. The files of its targets are not older, and say
 with the mirror beside them what was appended since, so that nothing is appended twice. See
@@ -20,7 +20,7 @@ from spoolagent.format.layout import FILE_MODE
 from spoolagent.serving.place import Moved, Place
 
 FOLDER = ".spoolagent"
-"""In the target's folder; a name that no tracker's reader looks at."""
+"""A name that no tracker's reader looks at."""
 
 
 class Nook:
@@ -46,8 +46,11 @@ class Nook:
 
     def has_files(self) -> bool:
         """False when the target is empty: then a mirror is of a target that is gone."""
-        with os.scandir(self._beside.folder) as entries:
-            return any(re.fullmatch(self._beside.pattern, entry.name) for entry in entries)
+        try:
+            with os.scandir(self._beside.files) as entries:
+                return any(re.fullmatch(self._beside.pattern, entry.name) for entry in entries)
+        except FileNotFoundError:
+            return False
 
     def enter(self) -> None:
         """Makes the folder, and locks the place. Raises Locked; OSError where there can be no mirror.
@@ -56,11 +59,11 @@ class Nook:
         """
         if not os.path.isdir(self._beside.folder):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._beside.folder)
-        make_dirs(self.folder)
-        found = os.lstat(self.folder)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "belongs to another user", self.folder)
         try:
+            make_dirs(self.folder)
+            found = os.lstat(self.folder)
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "belongs to another user", self.folder)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise Locked(
@@ -68,6 +71,11 @@ class Nook:
             ) from None
         except NotImplementedError as error:  # a file system without locks
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), self.path) from error
+        except OSError as error:
+            if error.errno == errno.EROFS and not os.statvfs(self._beside.files).f_flag & os.ST_RDONLY:
+                # Only what lies above the target's files is kept from us, by a sandbox: it will stay so.
+                raise PermissionError(errno.EPERM, os.strerror(errno.EROFS), self.folder) from error
+            raise
 
     def remember(self) -> None:
         """Keeps which files are there now: the mirror that is open, and its lock."""
