@@ -20,7 +20,7 @@ from spoolagent.format import durable
 from spoolagent.format.spool import open_spool
 from spoolagent.receivers.jsonl import JsonLinesReceiver
 from spoolagent.receivers.tensorboard import TensorBoardReceiver
-from spoolagent.serving import beside, sums
+from spoolagent.serving import beside, mirror, sums
 from spoolagent.serving.database import existing
 from spoolagent.serving.place import Moved
 from spoolagent.serving.store import open_store, target_dir
@@ -382,6 +382,29 @@ def test_a_mirror_that_cannot_be_reached_just_now(place, monkeypatch):
             place.open()
     assert "its mirror has taken its place" in place.replay()
     assert place.events() == place.once() and place.agree()
+
+
+def test_a_file_system_on_which_sqlite_keeps_no_log(place, monkeypatch):
+    """As through FUSE or 9p, without shared memory. The worker goes on without a mirror, at the next start, too."""
+    place.log()
+    place.out.parent.mkdir()
+    real = mirror.open_checked
+
+    def refuse(path, *, was_made):
+        if path.endswith(".mirror"):
+            raise sqlite3.OperationalError("disk I/O error")
+        return real(path, was_made=was_made)
+
+    monkeypatch.setattr(mirror, "open_checked", refuse)
+    for number in range(2):
+        with place.open() as store:
+            assert store.get("some") == (number or None)
+            store.put("some", number + 1)
+            store.commit([])
+    assert not list(place.kept.glob("*.mirror"))
+    monkeypatch.undo()
+    place.replay()
+    assert place.agree()
 
 
 # -- TensorBoard's lies above LOGDIR -----------------------------------------------------------------------------

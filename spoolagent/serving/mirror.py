@@ -130,7 +130,13 @@ class Mirror:
             new = _copied(self._db, self._path)
             _remove(self._path)
             rename(new, self._path)
-            self._copy = open_checked(self._path, was_made=True)
+            try:
+                self._copy = open_checked(self._path, was_made=True)
+            except (
+                BaseException
+            ):  # a file system without shared memory: what we cannot open, no next start may find
+                _remove(self._path)
+                raise
             self._follows(self._copy)
         except (sqlite3.Error, SpoolError, OSError):
             self._lose()
