@@ -69,13 +69,19 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def no_leftovers():
-    """A writer that a test left open must not be synced, nor a fault stay installed, in the middle of the next one."""
-    yield
+    """A writer that a test left open must not be synced, nor a fault stay installed, in the middle of the next one.
+
+    Nor may it hold descriptors: a shell has 1,024, and there are more tests.
+    """
     from spoolagent.format import durable, keeper
 
+    keeper._kept = kept = set()  # not weak: also those that the test has forgotten
+    yield
     durable.set_fault(None)
     with keeper._guard:
-        keeper._kept.clear()
+        for writer in kept:
+            writer.after_fork()
+        kept.clear()
 
 
 @pytest.fixture
