@@ -179,6 +179,31 @@ def test_an_outage_does_not_pile_up_streams(tmp_path):
     assert_all_there(tmp_path, receiver)
 
 
+def test_after_a_restart_what_goes_on_and_what_is_new_does_not_wait_for_a_long_history(tmp_path, monkeypatch):
+    for number in range(20):
+        simple(tmp_path, run=f"old-{number:02}")
+    going_on = make_writer(tmp_path, run="open", durability="process")
+    write_metrics(going_on, 1)
+    Agent(tmp_path, MemoryReceiver()).run(passes=60, until_drained=False)
+    write_metrics(going_on, 1, first=1)
+    new = make_writer(tmp_path, run="new", durability="process")
+    write_metrics(new, 1)
+    monkeypatch.setattr(patrol, "_PAGE", patrol._STREAM)
+    before_the_end = []
+
+    def on_wait(number):
+        if not agent.worker._patrol.has_been_round:
+            before_the_end.append({key.run for key, _ in receiver.order})
+        return set()
+
+    receiver = MemoryReceiver()
+    agent = Hinted(tmp_path, receiver, on_wait=on_wait)
+    agent.run(passes=80, until_drained=False)
+    assert agent.worker._patrol.has_been_round
+    assert before_the_end[5] == {"open", "new"}, "of more than forty pages"
+    assert len(before_the_end) > 40
+
+
 def test_a_stream_of_an_earlier_attempt_that_nobody_hinted_goes_first(tmp_path):
     first = make_writer(tmp_path, attempt=1, durability="process")
     write_metrics(first, 1)
