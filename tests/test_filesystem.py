@@ -684,11 +684,11 @@ def test_memory_and_open_files_do_not_grow_with_what_is_finished(in_memory, caps
         name = f"{count:,} finished streams"
         costs_of(in_memory, f"{name}, being delivered", spool, lines, 4 * count, capsys)
         found[count] = costs_of(in_memory, name, spool, lines, 4 * count + 4, capsys)
-    assert_flat(found[10], found[FINISHED], worker_mib=6)
+    assert_flat(found[10], found[FINISHED], worker_mib=8)
 
 
 def assert_flat(small, large, *, worker_mib):
-    """Both processes, and with the same files; what they take more is the database's cache and watches."""
+    """Both processes, and with the same files; what they take more is the database's cache, watches and marks."""
     assert large.mib[0] - small.mib[0] < worker_mib, "MiB more in the worker"
-    assert large.mib[1] - small.mib[1] < 3, "MiB more in the supervisor"
+    assert large.mib[1] - small.mib[1] < 5, "MiB more in the supervisor"
     assert large.files == small.files

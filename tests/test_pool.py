@@ -179,6 +179,31 @@ def test_an_outage_does_not_pile_up_streams(tmp_path):
     assert_all_there(tmp_path, receiver)
 
 
+def test_after_a_restart_what_goes_on_and_what_is_new_does_not_wait_for_a_long_history(tmp_path, monkeypatch):
+    for number in range(20):
+        simple(tmp_path, run=f"old-{number:02}")
+    going_on = make_writer(tmp_path, run="open", durability="process")
+    write_metrics(going_on, 1)
+    Agent(tmp_path, MemoryReceiver()).run(passes=60, until_drained=False)
+    write_metrics(going_on, 1, first=1)
+    new = make_writer(tmp_path, run="new", durability="process")
+    write_metrics(new, 1)
+    monkeypatch.setattr(patrol, "_PAGE", patrol._STREAM)
+    before_the_end = []
+
+    def on_wait(number):
+        if not agent.worker._patrol.has_been_round:
+            before_the_end.append({key.run for key, _ in receiver.order})
+        return set()
+
+    receiver = MemoryReceiver()
+    agent = Hinted(tmp_path, receiver, on_wait=on_wait)
+    agent.run(passes=80, until_drained=False)
+    assert agent.worker._patrol.has_been_round
+    assert before_the_end[5] == {"open", "new"}, "of more than forty pages"
+    assert len(before_the_end) > 40
+
+
 def test_a_stream_of_an_earlier_attempt_that_nobody_hinted_goes_first(tmp_path):
     first = make_writer(tmp_path, attempt=1, durability="process")
     write_metrics(first, 1)
@@ -244,23 +269,42 @@ def test_a_settled_run_is_listed_again_when_its_directory_changes(tmp_path):
     assert listed() == listed() == [("run-1", 2)]
 
 
-def test_marks_are_few_and_never_invented():
-    marks = Marks()
-    for number in range(200_000):
+def remember(marks, count):
+    """Adds those that are not known; how many those were."""
+    new = [number for number in range(count) if not marks.has(f"run-{number}", number)]
+    for number in new:
         marks.add(f"run-{number}", number)
-    assert marks.has("run-199999", 199_999)
-    marks.discard("run-199999", 199_999)
-    assert not marks.has("run-199999", 199_999)
-    kept = sum(marks.has(f"run-{number}", number) for number in range(200_000))
-    assert 50_000 < kept < 65_536
-    assert not any(marks.has("another", number) for number in range(200_000))
+    return len(new)
+
+
+def test_marks_of_a_hundred_thousand_things_are_all_kept():
+    """Round after round: else each of those that are forgotten costs a look, for ever."""
+    marks = Marks()
+    assert remember(marks, 100_000) == 100_000
+    assert remember(marks, 100_000) < 2_000
+    assert remember(marks, 100_000) < 2_000
+    assert not any(marks.has("another", number) for number in range(100_000))
+    marks.discard("run-7", 7)
+    marks.discard("run-8", 7)
+    assert not marks.has("run-7", 7)
+    assert marks.has("run-8", 8)
     marks.clear()
-    assert not any(marks.has(f"run-{number}", number) for number in range(200_000))
+    assert remember(marks, 1000) == 1000
+
+
+def test_marks_take_a_fixed_amount_of_memory_at_most(monkeypatch):
+    monkeypatch.setattr("spoolagent.format.marks._MOST", 1 << 13)
+    marks = Marks()
+    assert remember(marks, 100_000) == 100_000
+    assert marks.has("run-99999", 99_999)
+    kept = sum(marks.has(f"run-{number}", number) for number in range(100_000))
+    assert 8_000 < kept <= 8192
 
 
 def test_an_undertaker_that_remembers_nothing_only_looks_more_often(tmp_path, monkeypatch):
     """Each mark pushed out by another: the same ends are written, and none twice."""
-    monkeypatch.setattr("spoolagent.format.marks._SLOTS", 1)
+    for name in ("_FEWEST", "_MOST", "_WAYS"):
+        monkeypatch.setattr(f"spoolagent.format.marks.{name}", 1)
     simple(tmp_path, run="closed")
     dead = make_writer(tmp_path, run="dead")
     write_metrics(dead, 3)

@@ -128,6 +128,18 @@ class Patrol:
     # -- one round -----------------------------------------------------------------------------------------
 
     def _go_round(self, which: Which, *, began: float) -> Iterator[int]:
+        is_first = which == "all"
+        # What goes on and what is new must not wait for a long history.
+        yield from self._go_through("open" if is_first else which)
+        yield from self._look_for_new()
+        if is_first:
+            yield from self._go_through(which)
+        now = self._clock()
+        self._next_at = now + max(self._interval_s, _REST * (now - began))
+        self._round, self.has_been_round = None, True
+
+    def _go_through(self, which: Which) -> Iterator[int]:
+        """The streams that have a row."""
         after: RunKey = ("", "")
         while page := self._store.cursors(after, _PAGE // _STREAM, which):
             after = page[-1].key[:2]
@@ -136,6 +148,9 @@ class Patrol:
             told = {c.key[:2] for c in mine if which == "all" or (not c.facts.end and self._is_quiet(c))}
             self._found.runs.extend(told)
             yield _STREAM * len(page)
+
+    def _look_for_new(self) -> Iterator[int]:
+        """The streams that have none."""
         for run in self._listing.runs():
             if run is None:
                 yield 1
@@ -144,9 +159,6 @@ class Patrol:
             self._found.new.extend(new)
             self._listing.settled(run)
             yield _STREAM * (1 + len(new))
-        now = self._clock()
-        self._next_at = now + max(self._interval_s, _REST * (now - began))
-        self._round, self.has_been_round = None, True
 
     def _new(self, run: RunListing) -> list[StreamKey]:
         if not self._selection.takes_run(run.site, run.run):

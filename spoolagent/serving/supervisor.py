@@ -32,7 +32,7 @@ _STOP_S = 30.0
 _TICK_S = 0.2
 _REST = 30.0
 """How many times as long as a look at all open streams the pause after it is, at least: it is not to be noticed."""
-_MOST_PAUSE_S = 10.0
+_MOST_PAUSE_S = 30.0
 _LONGEST_CALL_S = 86_400.0
 _SILENT_S = 20.0
 """How long a worker may give no sign of life at all, at least: a busy machine, slow imports."""
