@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from spoolagent.format.durable import make_dirs
+from spoolagent.interpreter import module_command
 from spoolagent.receivers.wandb_offline import RunLogs
 from spoolagent.receivers.wandb_upload import Plan, Progress, beat_path
 
@@ -185,7 +185,7 @@ class Children:
         inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_RUN}
         with open(os.path.join(home, "upload.log"), "wb") as output:
             job.child = subprocess.Popen(
-                [sys.executable, "-m", "spoolagent.receivers.wandb_upload", json.dumps(asdict(plan))],
+                module_command("spoolagent.receivers.wandb_upload", json.dumps(asdict(plan))),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -12,6 +12,8 @@ from typing import Any
 
 STEP_COLUMN = "global_step"
 RANK_COLUMN = "rank"
+_LARGEST_TAKEN = 2**62
+"""A user's step above it is a column only: W&B's steps have 64 bits, and the rows that follow need some."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,7 +129,7 @@ class Rows:
         if held is None or held.row is None:
             return
         row, held.row = held.row, None
-        rising = row.step is not None and row.step > self.last_step
+        rising = row.step is not None and self.last_step < row.step <= _LARGEST_TAKEN
         step = row.step if rising and row.step is not None else self.last_step + 1
         self.last_step = step
         values, axis = {name: _finished(text) for name, text in row.values.items()}, None

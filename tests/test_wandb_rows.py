@@ -43,6 +43,17 @@ def test_no_value_of_a_smaller_step_is_dropped():
     assert [row["a"] for _, row in got] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("api", ["native", "wandb"])
+def test_the_largest_step_leaves_room_for_the_rows_that_follow(api):
+    rows = Rows()
+    rows.begin("w", api, None)
+    got = closed(
+        rows, point({"a": 1}, 2**62), point({"a": 2}, 2**63 - 1), point({"a": 3}, 2), point({"b": 4}, 3)
+    )
+    assert [step for step, _ in got] == [2**62, 2**62 + 1, 2**62 + 2, 2**62 + 3]
+    assert [row["global_step"] for _, row in got[1:]] == [2**63 - 1, 2, 3]
+
+
 def test_each_event_without_a_step_is_a_row():
     got = closed(Rows(), point({"a": 1}), point({"b": 2}), point({"a": 3}, 7), point({"c": 4}))
     assert got == [(0, {"a": 1}), (1, {"b": 2}), (7, {"a": 3, "global_step": 7}), (8, {"c": 4})]

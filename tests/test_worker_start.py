@@ -160,3 +160,14 @@ def test_a_machine_without_another_process_ends_nobody(tmp_path, monkeypatch):
 def test_the_words_of_a_library_are_cut(tmp_path):
     said = str(cannot_import("it", ImportError("x" * 1000), "mlflow"))
     assert len(said) < 600 and "\n" not in said
+
+
+def test_a_users_own_modules_in_the_working_directory_are_not_taken_for_libraries(tmp_path):
+    simple(tmp_path / "spool")
+    for name in ("logging", "queue", "sqlite3"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('training code')\n")
+    # As the installed command starts: -P keeps the working directory out, as a console script does.
+    command = [sys.executable, "-P", "-m", "spoolagent", "replay", "spool", "--to", "jsonl:out.jsonl"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr.count("Traceback")) == (0, 0), made.stderr
+    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) > 20

@@ -17,6 +17,7 @@ import orjson
 
 from spoolagent.errors import SpoolError, UsageError
 from spoolagent.format.spool import open_spool
+from spoolagent.interpreter import module_command
 from spoolagent.notify import notify
 from spoolagent.serving.backoff import Backoff
 from spoolagent.serving.child import Job, encode_job
@@ -83,7 +84,7 @@ class WorkerProcess:
         self.doing, self.age_s, self.is_ended_as_stuck = "starting", 0.0, False
         with not_for_children():
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "spoolagent.serving.child"],
+                module_command("spoolagent.serving.child"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
