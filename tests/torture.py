@@ -33,6 +33,7 @@ def environment(args, seed, report):
         "SPOOLAGENT_WAITING": str(args.waiting),
         "SPOOLAGENT_STREAMS": str(args.streams),
         "SPOOLAGENT_FINISHED": str(args.finished),
+        "SPOOLAGENT_SETTLE": "45",
         "SPOOLAGENT_IDLE": "40",
         "SPOOLAGENT_SEED": str(seed),
         "SPOOLAGENT_REPORT": str(report),
