@@ -413,6 +413,46 @@ def test_an_interrupt_between_two_segments_and_a_pause_after_it(tmp_path, monkey
     assert [event["step"] for event in events if event["type"] == "metrics"] == [0, 1, 2, 3, 4]
 
 
+def test_an_interrupt_does_not_keep_the_queue_locked(tmp_path):
+    writer = make_writer(tmp_path / "s", durability="queued")
+
+    class Interrupted(threading.Condition):
+        """A signal is noticed at the beginning of every function of Python's, this one, too."""
+
+        def __exit__(self, *args):
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().__exit__(*args)
+
+    queue = writer._queue
+    queue._changed = Interrupted(queue._changed._lock)
+    with contextlib.suppress(KeyboardInterrupt):
+        write_metrics(writer, 3)
+    until(lambda: writer.seq == 4, what="the queue's thread to write")  # the run's start, too
+    writer.close()
+    assert len(only(tmp_path / "s")[0]) == 4
+
+
+def test_an_interrupt_while_the_queues_thread_starts_makes_no_second_one(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path / "s", durability="queued")
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_metrics(writer, 1)
+    write_metrics(writer, 1, 1)
+    second = writer._queue._thread
+    until(lambda: not second.is_alive(), what="the end of the second thread")
+    write_metrics(writer, 1, 2)
+    writer.close()
+    assert [event["step"] for event in only(tmp_path / "s")[0] if event["type"] == "metrics"] == [0, 1, 2]
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 
