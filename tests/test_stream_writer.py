@@ -371,6 +371,92 @@ def test_interrupt_while_the_running_hash_is_brought_up_to_date(tmp_path):
     assert fsck_errors(tmp_path / "s") == []
 
 
+@pytest.mark.parametrize("places", [["_takes_over"], ["_takes_over", "out_of_the_way"]])
+def test_interrupts_while_a_segment_without_events_is_replaced(tmp_path, monkeypatch, places):
+    """What replaces it has its name, too, and comes after the same segment."""
+    writer = make_writer(tmp_path / "s")
+    write_metrics(writer, 2)
+    writer._segment.broken = True  # as an interrupted call leaves it
+    assert writer._ready().first_seq == 4
+    writer._segment.broken, writer._fast = True, None
+    owners = {
+        "_takes_over": "spoolagent.format.segment.Segment.",
+        "out_of_the_way": "spoolagent.format.durable.",
+    }
+    for place in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(owners[place] + place, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                write_metrics(writer, 1, 9)
+    write_metrics(writer, 2, 2)
+    writer.close()
+    assert fsck_errors(tmp_path / "s") == []
+    events = only(tmp_path / "s")[0]
+    assert [event["step"] for event in events if event["type"] == "metrics"] == [0, 1, 2, 3]
+
+
+def test_an_interrupt_between_two_segments_and_a_pause_after_it(tmp_path, monkeypatch):
+    """A Ctrl-C in a notebook, and the next cell a minute later: the keeper has closed the full segment meanwhile."""
+    writer = make_writer(tmp_path / "s")
+    for round_ in range(2):
+        write_metrics(writer, 2, 2 * round_)
+        writer._segment.broken, writer._fast = True, None
+        with monkeypatch.context() as patch:
+            patch.setattr(StreamWriter, "_next_segment", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                write_metrics(writer, 1, 9)
+        writer.tick()
+    write_metrics(writer, 1, 4)
+    writer.close()
+    assert fsck_errors(tmp_path / "s") == []
+    events = only(tmp_path / "s")[0]
+    assert [event["step"] for event in events if event["type"] == "metrics"] == [0, 1, 2, 3, 4]
+
+
+def test_an_interrupt_does_not_keep_the_queue_locked(tmp_path):
+    writer = make_writer(tmp_path / "s", durability="queued")
+
+    class Interrupted(threading.Condition):
+        """A signal is noticed at the beginning of every function of Python's, this one, too."""
+
+        def __exit__(self, *args):
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().__exit__(*args)
+
+    queue = writer._queue
+    queue._changed = Interrupted(queue._changed._lock)
+    with contextlib.suppress(KeyboardInterrupt):
+        write_metrics(writer, 3)
+    until(lambda: writer.seq == 4, what="the queue's thread to write")  # the run's start, too
+    writer.close()
+    assert len(only(tmp_path / "s")[0]) == 4
+
+
+def test_an_interrupt_while_the_queues_thread_starts_makes_no_second_one(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path / "s", durability="queued")
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_metrics(writer, 1)
+    write_metrics(writer, 1, 1)
+    second = writer._queue._thread
+    until(lambda: not second.is_alive(), what="the end of the second thread")
+    write_metrics(writer, 1, 2)
+    writer.close()
+    assert [event["step"] for event in only(tmp_path / "s")[0] if event["type"] == "metrics"] == [0, 1, 2]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def fsck_errors(spool):
     return [finding.message for finding in fsck(str(spool)) if finding.severity == "error"]
 

@@ -48,6 +48,7 @@ class Segment:
         "fd",
         "first_seq",
         "path",
+        "prev",
         "size",
     )
 
@@ -56,6 +57,8 @@ class Segment:
     ) -> None:
         self.path = os.path.join(stream, segment_name(first_seq))
         self.first_seq = first_seq
+        self.prev = prev
+        """The hash of the segment before this one."""
         self.created_ns = created_ns
         self.size = 0
         self.broken = False

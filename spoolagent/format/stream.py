@@ -157,6 +157,8 @@ class StreamWriter:
         self._refused: deque[tuple[str, int]] = deque()
         """Drops of a thread that could not have the lock: (reason, time)."""
         self._segment: Segment | None = None
+        self._prev: str | None = None
+        """The hash of the segment before the next one."""
         self._named: Segment | None = None
         """With `always`: the segment whose name is on disk for sure."""
         self._fast: Segment | None = None
@@ -359,7 +361,7 @@ class StreamWriter:
             if self._live is None:
                 self._create()
             elif self._segment is None:
-                self._next_segment(None)
+                self._next_segment()
             elif self._segment.broken or self._segment.size > self.options.segment_bytes:
                 self._rotate()
             if self._unnamed and self.options.durability == "always":
@@ -442,23 +444,26 @@ class StreamWriter:
         assert segment is not None
         if segment.broken:  # an exception may have come between a write and our count of it
             self.seq = max(self.seq, segment.read_last_seq())
+            if (
+                segment.first_seq > self.seq
+            ):  # no event is in it: the next one has its name, and its place in the chain
+                self._prev, self._segment = segment.prev, None
+                self._free(segment)
+                self._next_segment()
+                return
         else:
             before = segment.size
             try:
                 segment.seal(self.seq, closed=False)
             finally:  # a KeyboardInterrupt just after it: it must not get a second one
                 segment.broken = segment.broken or segment.size > before
-        prev = segment.sha256()
+        self._prev = segment.sha256()  # also for the next try, should this one fail from here on
         self._retired.append(segment)  # first: an exception may come in between
         self._segment = None
-        self._next_segment(prev)
+        self._next_segment()
 
-    def _next_segment(self, prev: str | None) -> None:
-        if prev is None:  # the last try to open one failed after the rotation
-            last = self._retired[-1:]  # at once: the keeper takes them away meanwhile
-            prev = last[0].sha256() if last else self._prev
-        self._prev: str = prev
-        self._segment = Segment(self._dir, self.seq + 1, self._origin, prev, now_ns())
+    def _next_segment(self) -> None:
+        self._segment = Segment(self._dir, self.seq + 1, self._origin, self._prev, now_ns())
         self._unnamed.add(self._dir)
 
     def _write_gap(self, gap: _Gap) -> None:

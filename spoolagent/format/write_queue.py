@@ -15,14 +15,18 @@ class WriteQueue:
         self._write, self._drop = write, drop
         self._items: deque[bytes] = deque()
         self._bytes = 0
-        self._changed = threading.Condition(threading.RLock())
+        # Taken by itself, never as the condition's: that would run Python code around it, in which a KeyboardInterrupt
+        # leaves it taken for good.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
+        self._is_served = False
         self._writing = False
         self._closing = False
 
     def put(self, body: bytes) -> None:
         """Queues an event for the thread, or hands it to `drop` when the queue is full or closed."""
-        with self._changed:
+        with self._lock:
             full = len(self._items) >= MAX_EVENTS or self._bytes + len(body) > MAX_BYTES
             if not full and not self._closing:
                 self._items.append(body)
@@ -42,8 +46,12 @@ class WriteQueue:
         return thread
 
     def _run(self) -> None:
+        with self._lock:
+            if self._is_served:  # an exception came just when the first thread had been started
+                return
+            self._is_served = True
         while True:
-            with self._changed:
+            with self._lock:
                 self._writing = False
                 self._changed.notify_all()
                 while not self._items:
@@ -66,12 +74,13 @@ class WriteQueue:
             body = self._items.popleft()
             self._bytes -= len(body)
             self._write(body)
-        with self._changed:
+        with self._lock:
+            self._changed.notify_all()  # an exception may have come before `put` did
             self._changed.wait_for(lambda: not self._items and not self._writing, timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Drains, and ends the thread."""
         self.drain(timeout_s)
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
