@@ -49,7 +49,7 @@ def replay(spool, uri, size=5):
                 site=site,
                 run=run,
                 status=worst.data["status"],
-                time_ns=worst.time_ns,
+                time_ns=worst.wall_ns,
                 exit_code=worst.data["exit_code"],
             )
         )
@@ -76,6 +76,7 @@ def _run(client, run, names):
     return {
         "status": run.info.status,
         "start": run.info.start_time,
+        "end": run.info.end_time,
         "user": run.info.user_id,
         "params": run.data.params,
         "metrics": {key: history(client, ident, key) for key in run.data.metrics},

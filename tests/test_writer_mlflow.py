@@ -451,7 +451,12 @@ def test_submodules_can_be_imported_by_name():
     from spoolagent.writers.mlflow.entities import Metric
     from spoolagent.writers.mlflow.exceptions import MlflowException
     from spoolagent.writers.mlflow.tracking import MlflowClient as A
+    from spoolagent.writers.mlflow.tracking.context.registry import resolve_tags
+    from spoolagent.writers.mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+    from spoolagent.writers.mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
+    assert (MLFLOW_RUN_NAME, MAX_METRICS_PER_BATCH) == ("mlflow.runName", 1000)
+    assert resolve_tags is ours.utils.resolve_tags
     assert A is B is ours.MlflowClient
     assert Metric is ours.entities.Metric
     assert MlflowException is ours.MlflowException
@@ -626,7 +631,7 @@ def by_client(m, chosen, tick):
     client.set_tag(ident, "t", 1.5)
     client.log_text(ident, "hello", "a/b.txt")
     tick()
-    client.set_terminated(ident, "FINISHED")
+    client.set_terminated(ident, "FINISHED", end_time=1_650_000_009_999)
     under = client.create_run(chosen.experiment_id, run_name="under", tags={"mlflow.parentRunId": ident})
     client.set_terminated(under.info.run_id, status="FAILED")
     client.update_run(under.info.run_id, name="under it")
@@ -763,6 +768,7 @@ def test_a_script_that_never_ends_its_run(store, spool, experiment, tmp_path):
     theirs, mine = shown(client, experiment), shown(client, f"{experiment}-ours")
     theirs, mine = theirs["left open"], mine["left open"]
     assert mine.pop("start") >= theirs.pop("start")
+    assert mine.pop("end") >= theirs.pop("end")
     assert mine == theirs
     assert mine["status"] == "FINISHED"
     assert mine["tags"]["mlflow.source.name"].endswith("script.py")

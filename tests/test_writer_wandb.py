@@ -623,6 +623,46 @@ def test_tables(spool):
     assert (whole["columns"], len(whole["data"])) == (["i"], 2000)
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [
+        ([["x"], [NAN]], {}),
+        ([[NAN], ["x"]], {}),
+        ([[NAN], [1]], {}),
+        ([[True], [NAN]], {}),
+        ([[[1.0]], [NAN]], {}),
+        ([[NAN]], {"dtype": [str]}),
+        ([[NAN], ["x"], [1]], {}),
+        ([["x"], [np.float32("nan")]], {}),
+        ([["x"], [np.float64("nan")]], {}),
+        ([["x"], [float("inf")]], {}),
+        ([[NAN]], {"optional": False}),
+    ],
+)
+def test_missing_values_of_pandas_fit_where_they_fit_in_the_real_table(rows, more):
+    import wandb as real
+
+    def made(table):
+        try:
+            return repr(table(columns=["b"], data=rows, **more).data)
+        except TypeError:
+            return "TypeError"
+
+    assert made(wandb.Table) == made(real.Table)
+
+
+def test_a_data_frame_with_missing_texts_is_a_table():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["x", None], "number": [1.5, None]})
+    assert [[str(cell) for cell in row] for row in wandb.Table(dataframe=frame).data] == [
+        ["x", "1.5"],
+        ["nan", "nan"],
+    ]
+
+
 def test_sound_video_and_pages(spool, tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"movie")
     (tmp_path / "a.wav").write_bytes(b"sound")

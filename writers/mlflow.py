@@ -2,7 +2,7 @@
 
 Same names, arguments and rules as mlflow 3.17; no server is ever asked, and mlflow is never imported. What cannot
 work without the server raises NotSupportedOffline with a way to go on. Submodules that scripts import by name
-(`mlflow.entities`, `mlflow.exceptions`, `mlflow.tracking`, `mlflow.client`) are there, too.
+(`mlflow.entities`, `mlflow.exceptions`, `mlflow.tracking`, `mlflow.client`, `mlflow.utils`) are there, too.
 """
 
 import sys
@@ -45,8 +45,16 @@ from spoolagent.writers.process import warn_once as _warn_once
 __version__ = "3.17.2"
 """The version of MLflow whose API this follows."""
 client = tracking
-for _name in ("entities", "exceptions", "tracking", "client"):  # for `from ...mlflow.entities import Metric`
+for _name in (
+    "entities",
+    "exceptions",
+    "tracking",
+    "client",
+    "utils",
+):  # `from ...mlflow.entities import Metric`
     sys.modules.setdefault(f"{__name__}.{_name}", globals()[_name])
+for _name in ("utils.mlflow_tags", "utils.validation", "tracking.context", "tracking.context.registry"):
+    sys.modules.setdefault(f"{__name__}.{_name}", utils)
 
 _modules = _flavors.register(__name__)
 _client = MlflowClient()

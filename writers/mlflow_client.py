@@ -141,7 +141,7 @@ class MlflowClient:
         if name:
             tracked.set_tags([(RUN_NAME, name)])
         if status is not None:
-            tracked.end(status)
+            tracked.end(status, tracked.end_ms)  # a time that is there stays, as in MLflow
 
     # -- metrics, params, tags -----------------------------------------------------------------------------
 

@@ -133,14 +133,18 @@ class Tracked:
             self.status = "RUNNING"
 
     def end(self, status: str, end_ms: int | None = None) -> None:
-        """Gives the run a status. Raises Exception, as MLflow does, for a word that is none."""
+        """Gives the run a status. Raises Exception, as MLflow does, for a word that is none.
+
+        `end_ms`: the end time to show, in milliseconds since the epoch, when it is not now.
+        """
         RunStatus.from_string(status)
+        at_ns = to_at_ns(end_ms, "end_time") if end_ms else None
         with guard.lock:
             run = self._run
             if run is None or not run.finished or self.status != status:
                 run = self.writer() if self.status == status else self._next_attempt()
                 if status in _STATUS:
-                    run.finish(_STATUS[status])
+                    run.finish(_STATUS[status], at_ns=at_ns)
             self.status = status
             self.end_ms = end_ms or (now_ms() if status in _STATUS else self.end_ms)
 

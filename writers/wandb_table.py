@@ -1,5 +1,6 @@
 """`wandb.Table`: rows under named columns."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -184,7 +185,9 @@ def _is_frame(data: Any) -> bool:
 
 
 def _kind_of(value: Any) -> str | None:
-    """What W&B calls a value's type; None for None and NaN of a foreign kind."""
+    """What W&B calls a value's type; None for None and Python's own NaN, which pandas puts where a text is missing."""
+    if type(value) is float and math.isnan(value):
+        return None
     if isinstance(value, WBValue):
         return type(value).__name__
     if hasattr(value, "dtype") and getattr(value, "shape", ()) != ():
