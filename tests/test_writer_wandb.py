@@ -1018,3 +1018,43 @@ def test_the_run_can_be_used_by_name(spool):
     assert (wandb.config.x, wandb.summary["a"]) == (1, 2)
     wandb.finish()
     assert wandb.run is None
+
+
+SUMMARY_MEDIA = """
+import numpy as np
+run = wandb.init(project="p", id="s1")
+run.log({"v": 1})
+run.summary["im"] = wandb.Image(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), caption="c")
+run.summary.update({"t": wandb.Table(columns=["a"], data=[[1], [2]]), "best": 0.5})
+run.log({"v": 2})
+note(sorted(k for k in run.summary.keys() if not k.startswith("_")))
+run.finish()
+"""
+
+
+def test_media_in_the_summary_keep_their_files(tmp_path):
+    for which in ("real", "ours"):
+        help_.ended(help_.start(tmp_path / which, which, SUMMARY_MEDIA))
+    assert help_.seen(tmp_path / "ours") == help_.seen(tmp_path / "real")
+    real = next((tmp_path / "real").rglob("run-s1.wandb"))
+    ours = help_.replay(tmp_path / "ours" / "spool", "s1", tmp_path / "out")
+    theirs, mine = (help_.merged(log, "summary") for log in (real, ours))
+    files = ("path", "sha256", "size", "artifact_path", "_latest_artifact_path", "log_mode")
+    kept = [{k: v for k, v in held.items() if k[-1] not in files} for held in (mine, theirs)]
+    assert help_.differences(*kept) == {}
+    for key in ("im", "t"):
+        same_content(ours.parent / "files" / mine[key, "path"], real.parent / "files" / theirs[key, "path"])
+
+
+ANNOTATED = """
+def train(run: wandb.sdk.wandb_run.Run, table: wandb.data_types.Table, lib: "wandb.sdk.lib.RunDisabled | None" = None):
+    return isinstance(run, wandb.sdk.wandb_run.Run)
+note(train(wandb.init(project="p", id="a1"), None))
+wandb.finish()
+"""
+
+
+def test_annotations_by_the_names_of_the_sdk(tmp_path):
+    for which in ("real", "ours"):
+        help_.ended(help_.start(tmp_path / which, which, ANNOTATED))
+        assert help_.seen(tmp_path / which) == [True]

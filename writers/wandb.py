@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spoolagent.writers import wandb_config, wandb_errors, wandb_init
+from spoolagent.writers import wandb_config, wandb_disabled, wandb_errors, wandb_init, wandb_run
 from spoolagent.writers import wandb_plot as plot
 from spoolagent.writers.wandb_artifact import Artifact
 from spoolagent.writers.wandb_config import Config
@@ -276,7 +276,6 @@ _REFUSED = frozenset(
         "ensure_configured",
         "api",
         "ArtifactTTL",
-        "sdk",
         "env",
     }
 )
@@ -295,9 +294,17 @@ errors = wandb_errors
 helper = wandb_config
 
 
+_INSIDE = {
+    **dict.fromkeys(("data_types", "sdk", "wandb_sdk"), sys.modules[__name__]),
+    "wandb_run": wandb_run,
+    "lib": wandb_disabled,
+}
+"""W&B's modules that scripts name in annotations: `wandb.sdk.wandb_run.Run`."""
+
+
 def __getattr__(name: str) -> Any:
-    if name == "data_types":
-        return sys.modules[__name__]
+    if name in _INSIDE:
+        return _INSIDE[name]
     if name in _REFUSED:
         wandb_errors.refuse(f"wandb.{name}", _ELSEWHERE.get(name, ""))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from spoolagent.writers.wandb_config import Config
 from spoolagent.writers.wandb_errors import AlertLevel, notice, refuse
 from spoolagent.writers.wandb_facts import RunFacts
 from spoolagent.writers.wandb_files import Saved, as_text
-from spoolagent.writers.wandb_media import Part
+from spoolagent.writers.wandb_media import Part, WBValue
 from spoolagent.writers.wandb_rows import make_row
 from spoolagent.writers.wandb_settings import Settings
 from spoolagent.writers.wandb_summary import Summary
@@ -70,7 +70,7 @@ class Run(RunFacts):
         self._settings = settings
         self._config = config
         config._on_change(self._config_changed)  # noqa: SLF001 - of this package
-        self.summary: Any = Summary(self._summary_changed)
+        self.summary: Any = Summary(self._summary_changed, self._summary_shows)
         self._shown: dict[str, Any] = self.summary._as_dict()  # noqa: SLF001
         self._defined: dict[str, wandb_metric.Metric] = {}
         self._resumed = resumed
@@ -321,6 +321,10 @@ class Run(RunFacts):
     def _summary_changed(self, values: dict[str, Any]) -> None:
         self._check_running("summary")
         self._spool.event("summary", {"summary": to_json(values)})
+
+    def _summary_shows(self, key: str, value: WBValue) -> None:
+        self._check_running("summary")
+        self._write(value.parts(key, self._step), {}, None, False, None)
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """`wandb.summary`: one value a name; by itself the last that was logged.
 
-What is logged goes into the receiver's summary by itself. Only what is set here becomes `summary` events.
+What is logged goes into the receiver's summary by itself. Only what is set here becomes `summary` events; media are
+logged under their name, in the current row, so that their files are kept.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from spoolagent.writers.wandb_media import WBValue
 from spoolagent.writers.wandb_values import friendly
 
 Changed = Callable[[dict[str, Any]], None]
+Shown = Callable[[str, WBValue], None]
 
 
 class _Node:
@@ -18,6 +20,9 @@ class _Node:
     _items: dict[str, Any]
 
     def _change(self, values: dict[str, Any], removed: tuple[str, ...] = ()) -> None:
+        raise NotImplementedError
+
+    def _show(self, path: tuple[str, ...], value: WBValue) -> None:
         raise NotImplementedError
 
     def keys(self) -> list[str]:
@@ -30,11 +35,14 @@ class _Node:
 
     def update(self, d: dict[str, Any]) -> None:
         """Sets what `d` holds."""
-        made = {}
+        made: dict[str, Any] = {}
         for key, value in d.items():
             if not isinstance(key, str):
                 raise TypeError(f"a summary's name must be a str, got {key!r}")
-            made[key] = value.summary() if isinstance(value, WBValue) else friendly(value)
+            if isinstance(value, WBValue):
+                self._show((key,), value)
+                continue
+            made[key] = friendly(value)
             if isinstance(made[key], float) and made[key] != made[key]:
                 made[key] = None  # as W&B writes it
         self._change(made)
@@ -65,9 +73,10 @@ class _Node:
 class Summary(_Node):
     """The summary of one run."""
 
-    def __init__(self, changed: Changed | None) -> None:
+    def __init__(self, changed: Changed, shown: Shown) -> None:
         object.__setattr__(self, "_items", {})
         object.__setattr__(self, "_changed", changed)
+        object.__setattr__(self, "_shown", shown)
 
     def _as_dict(self) -> dict[str, Any]:
         return self._items
@@ -79,10 +88,18 @@ class Summary(_Node):
                 self._items.pop(key, None)
             else:
                 self._items[key] = value
-        if self._changed is not None and told:
+        if told:
             self._changed(told)
 
-    _changed: Changed | None
+    def _show(self, path: tuple[str, ...], value: WBValue) -> None:
+        items = self._items
+        for key in path[:-1]:
+            items = items[key]
+        items[path[-1]] = value.summary()
+        self._shown(".".join(path), value)
+
+    _changed: Changed
+    _shown: Shown
 
 
 class _Nested(_Node):
@@ -99,6 +116,9 @@ class _Nested(_Node):
         for key in removed:
             self._items.pop(key, None)
         self._parent._change({self._key: self._items})  # noqa: SLF001 - of the same class
+
+    def _show(self, path: tuple[str, ...], value: WBValue) -> None:
+        self._parent._show((self._key, *path), value)  # noqa: SLF001 - of the same class
 
 
 class DisabledSummary(dict[str, Any]):
