@@ -1,9 +1,9 @@
 """Appends each batch to a file exactly once; the mechanism that all receivers with file targets share.
 
 The receiver's state holds, per file, its name and its committed length. What a file holds beyond that length was
-left by a crash: the same batch comes again, encodes to the same bytes, and they are completed. Nothing is ever
-cut, because a live reader may already have read it. A file that does not continue as it should is left alone,
-and a later-named one is begun.
+left by a crash: the same batch comes again, encodes to the same bytes, and they are completed, also where a power cut
+left zeros in their place. Nothing is ever cut, because a live reader may already have read it. A file that does not
+continue as it should is left alone, and a later-named one is begun.
 
     append(state, Append(key="file/a", folder=LOGDIR, name=lambda n: f"events-{n:04d}", encode=encode))
 """
@@ -113,8 +113,8 @@ def _plan(state: State, file: Append) -> _Plan:
     if size is None or size < at:  # somebody removed or cut it
         return _begin(file, record, cut(path, at, size))
     tail = _read(path, at, min(size - at, len(data))) if size > at else b""
-    if data.startswith(tail):
-        longer = size - at > len(data)
+    longer = size - at > len(data)
+    if data.startswith(tail) or (not longer and _has_holes(data, tail)):
         return _Plan(
             path=path, at=at, data=data, new=False, write=not longer, record=record, skip=left, moved=False
         )
@@ -178,6 +178,11 @@ def _read(path: str, at: int, count: int) -> bytes:
         return os.pread(fd, count, at)
     finally:
         os.close(fd)
+
+
+def _has_holes(data: bytes, tail: bytes) -> bool:
+    """True when a power cut left `tail` of `data`: blocks that did not reach the disk read as zeros."""
+    return all(found in (0, byte) for byte, found in zip(data, tail, strict=False))
 
 
 def _common(one: bytes, other: bytes) -> int:

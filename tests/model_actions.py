@@ -4,10 +4,12 @@ An action is a list: a name and integers, which are taken modulo what there is. 
 schedule again, and a failing one can be made smaller.
 """
 
+import contextlib
 import itertools
 import os
 import random
 import shutil
+import sqlite3
 
 import schedule_help
 from model_journal import lines_hit
@@ -15,6 +17,7 @@ from model_process import HINTS
 from model_receivers import FILE_MOODS, MOODS
 
 from spoolagent.format.layout import list_segments, segment_name, stream_dir
+from spoolagent.serving.database import MIRROR, NAME, commits, existing
 from spoolagent.serving.dead_letters import Choice, mark
 
 SITES, RUNS = ("site-a", "site-b"), ("run-1", "run-2")
@@ -82,6 +85,16 @@ def pick(items, number):
     """One of the items, None when there is none."""
     items = list(items)
     return items[number % len(items)] if items else None
+
+
+def has_mirror(folder):
+    """Whether the mirror with a target's files knows of as many commits as the database in `folder`."""
+    try:
+        pair = [existing(os.path.join(folder, name), "ro") for name in (NAME, MIRROR)]
+    except sqlite3.Error:
+        return False
+    with contextlib.closing(pair[0]) as db, contextlib.closing(pair[1]) as mirror:
+        return os.path.islink(os.path.join(folder, MIRROR)) and commits(db) == commits(mirror)
 
 
 class Actions:
@@ -484,6 +497,8 @@ class Actions:
         if name is None or not os.path.isdir(kept):
             return
         self._workers_die(name)
+        if name in ("jsonl", "tb") and not has_mirror(world.folder(name)):
+            return  # the disk refused it a moment ago: docs/reliability.md, "not promised"
         shutil.rmtree(world.folder(name), ignore_errors=True)
         shutil.copytree(kept, world.folder(name))
         world.stats["rewinds"] += 1

@@ -146,6 +146,32 @@ def test_a_crash_while_a_later_file_begins_skips_the_same_records(tmp_path):
         assert tree(root) == after
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("size", [len(TWO), len(TWO) - 1])
+@without_fsync()
+def test_what_a_power_cut_left_of_a_batch_is_completed(tmp_path, is_first, size):
+    """Blocks reach the disk in any order; the others read as zeros."""
+    for begin in range(size):
+        for end in range(begin, size + 1):
+            state, root = MemoryState(), tmp_path / f"{begin}-{end}"
+            append(state, adder(root, b"" if is_first else ONE))
+            state.commit()
+            with open(root / "f-001", "ab") as file:
+                file.write((TWO[:begin] + bytes(end - begin) + TWO[end:])[:size])
+            assert append(state, adder(root, TWO)) == []
+            assert tree(root) == {"f-001": b"HEAD\n" + (b"" if is_first else ONE) + TWO}
+
+
+def test_zeros_before_what_somebody_else_wrote_are_left_alone(tmp_path):
+    state = MemoryState()
+    append(state, adder(tmp_path, ONE))
+    state.commit()
+    with open(tmp_path / "f-001", "ab") as file:
+        file.write(b"\0" * len(TWO) + b"more")
+    assert "left alone" in append(state, adder(tmp_path, TWO))[0]
+    assert tree(tmp_path)["f-002"] == b"HEAD\n" + TWO
+
+
 def test_without_whole_records_the_later_file_has_the_whole_batch(tmp_path):
     state = MemoryState()
     append(state, adder(tmp_path, ONE))

@@ -370,7 +370,7 @@ class Half:
 
     def __init__(self, place, kind, pattern):
         self.spool, self.target = os.path.join(place, "spool"), os.path.join(place, "target")
-        self.spec = f"{kind}:{self.target}"
+        self.spec = f"{kind}:{self.target}/logs"  # the mirror lies above TensorBoard's, and goes back with it
         self.pattern = pattern
         writer = make_writer(self.spool, start={"host": "h", "pid": 1, "attempt": 1})
         write_metrics(writer, 6)
