@@ -319,6 +319,13 @@ class Actions:
         length = min(1 + length % 300, size - at)
         self._destroy(spool, key, path, at, at + length)
         junk = random.Random(seed).randbytes(length) if seed % 2 else bytes(length)
+        with open(path, "rb") as file:
+            held = file.read()[at : at + length]
+        record = self.world.records.get(key)
+        if (
+            record is not None
+        ):  # more lines than there were: a reader that finds nothing behind them counts each
+            record.phantoms += max(0, junk.count(b"\n") - held.count(b"\n"))
         self._overwrite(path, at, junk)
 
     def do_cut(self, where, which, at, *_):

@@ -444,9 +444,8 @@ class StreamWriter:
         assert segment is not None
         if segment.broken:  # an exception may have come between a write and our count of it
             self.seq = max(self.seq, segment.read_last_seq())
-            if (
-                segment.first_seq > self.seq
-            ):  # no event is in it: the next one has its name, and its place in the chain
+            if segment.first_seq > self.seq:
+                # No event is in it: the next one has its name, and its place in the chain.
                 self._prev, self._segment = segment.prev, None
                 self._free(segment)
                 self._next_segment()
