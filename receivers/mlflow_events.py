@@ -192,9 +192,8 @@ class _Planner:
             elif key == NAME_TAG:
                 plan.run_name = value
             else:
-                if (
-                    key == PARENT_TAG
-                ):  # the id of a run of the site: becomes the tracker's, as soon as that is known
+                if key == PARENT_TAG:
+                    # The id of a run of the site: becomes the tracker's, as soon as that is known.
                     plan.parent = value
                 plan.removed.discard(key)
                 plan.tags[key] = cut(value, MAX_TAG)

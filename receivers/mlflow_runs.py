@@ -108,9 +108,8 @@ class Runs:
         home = f"home/{values['site']}/{values['run']}"
         name = start.get("experiment") or start.get("project") or self._state.get(home)
         name = name or render(self._options.experiment, values)
-        if (
-            start
-        ):  # later batches have no run_start; should this one fail for good, they belong here all the same
+        if start:
+            # Later batches have no run_start; should this one fail for good, they belong here all the same.
             self._state.put(home, name)
         if not name or len(name) > _MAX_EXPERIMENT:
             raise GoneError(

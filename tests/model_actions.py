@@ -89,12 +89,16 @@ def pick(items, number):
 
 def has_mirror(folder):
     """Whether the mirror with a target's files knows of as many commits as the database in `folder`."""
-    try:
-        pair = [existing(os.path.join(folder, name), "ro") for name in (NAME, MIRROR)]
-    except sqlite3.Error:
+    if not os.path.islink(os.path.join(folder, MIRROR)):
         return False
-    with contextlib.closing(pair[0]) as db, contextlib.closing(pair[1]) as mirror:
-        return os.path.islink(os.path.join(folder, MIRROR)) and commits(db) == commits(mirror)
+    counts = []
+    for name in (NAME, MIRROR):
+        try:
+            with contextlib.closing(existing(os.path.join(folder, name), "ro")) as db:
+                counts.append(commits(db))
+        except sqlite3.Error:
+            return False
+    return counts[0] == counts[1]
 
 
 class Actions:
@@ -322,9 +326,8 @@ class Actions:
         with open(path, "rb") as file:
             held = file.read()[at : at + length]
         record = self.world.records.get(key)
-        if (
-            record is not None
-        ):  # more lines than there were: a reader that finds nothing behind them counts each
+        if record is not None:
+            # More lines than there were: a reader that finds nothing behind them counts each.
             record.phantoms += max(0, junk.count(b"\n") - held.count(b"\n"))
         self._overwrite(path, at, junk)
 

@@ -13,27 +13,6 @@ import sys
 from types import ModuleType
 from typing import Any
 
-_MLFLOW = {
-    "mlflow.utils": "mlflow_utils",
-    "mlflow.utils.mlflow_tags": "mlflow_utils",
-    "mlflow.utils.validation": "mlflow_utils",
-    "mlflow.tracking": "mlflow_client",
-    "mlflow.tracking.context": "mlflow_utils",
-    "mlflow.tracking.context.registry": "mlflow_utils",
-    "mlflow.client": "mlflow_client",
-    "mlflow.entities": "mlflow_entities",
-    "mlflow.exceptions": "mlflow_errors",
-}
-_WANDB = {
-    "wandb.errors": "wandb_errors",
-    "wandb.data_types": "wandb",
-    "wandb.wandb_run": "wandb_run",
-    "wandb.sdk": "wandb",
-    "wandb.sdk.wandb_run": "wandb_run",
-    "wandb.sdk.lib": "wandb_disabled",
-    "wandb.sdk.lib.config_util": "wandb_errors",
-}
-
 
 def use(*trackers: str) -> None:
     """Lets the names "mlflow", "wandb" and "tensorboard" mean the writers of this package, in the whole process.
@@ -44,7 +23,7 @@ def use(*trackers: str) -> None:
         if name == "tensorboard":
             _use_tensorboard()
         elif name in ("mlflow", "wandb"):
-            _use_modules(name, _MLFLOW if name == "mlflow" else _WANDB)
+            _use_modules(name)
         else:
             raise ValueError(f"{name!r} is not one of 'mlflow', 'wandb', 'tensorboard'")
 
@@ -53,16 +32,16 @@ def _ours(name: str) -> ModuleType:
     return importlib.import_module(f"spoolagent.writers.{name}")
 
 
-def _use_modules(name: str, parts: dict[str, str]) -> None:
+def _use_modules(name: str) -> None:
     for loaded in [other for other in sys.modules if other.startswith(f"{name}.")]:
         del sys.modules[loaded]  # a library must not get one half of each
-    sys.modules[name] = _ours(name)
+    sys.modules[name] = tracker = _ours(name)
     if name == "mlflow":
         _ours("mlflow_flavors").register(name)
-    for full, file in parts.items():
-        parent, _, leaf = full.rpartition(".")
-        sys.modules[full] = part = _ours(file)
-        setattr(sys.modules[parent], leaf, part)
+    for part, module in tracker._SUBMODULES.items():  # noqa: SLF001 - of this package
+        parent, _, leaf = f"{name}.{part}".rpartition(".")
+        sys.modules[f"{name}.{part}"] = module
+        setattr(sys.modules[parent], leaf, module)
 
 
 def _use_tensorboard() -> None:

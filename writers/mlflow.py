@@ -45,16 +45,20 @@ from spoolagent.writers.process import warn_once as _warn_once
 __version__ = "3.17.2"
 """The version of MLflow whose API this follows."""
 client = tracking
-for _name in (
-    "entities",
-    "exceptions",
-    "tracking",
-    "client",
-    "utils",
-):  # `from ...mlflow.entities import Metric`
-    sys.modules.setdefault(f"{__name__}.{_name}", globals()[_name])
-for _name in ("utils.mlflow_tags", "utils.validation", "tracking.context", "tracking.context.registry"):
-    sys.modules.setdefault(f"{__name__}.{_name}", utils)
+_SUBMODULES = {
+    "entities": entities,
+    "exceptions": exceptions,
+    "tracking": tracking,
+    "tracking.context": utils,
+    "tracking.context.registry": utils,
+    "client": client,
+    "utils": utils,
+    "utils.mlflow_tags": utils,
+    "utils.validation": utils,
+}
+"""What can be imported by name (`from ...mlflow.entities import Metric`); a parent comes before what is in it."""
+for _name, _module in _SUBMODULES.items():
+    sys.modules.setdefault(f"{__name__}.{_name}", _module)
 
 _modules = _flavors.register(__name__)
 _client = MlflowClient()

@@ -294,17 +294,23 @@ errors = wandb_errors
 helper = wandb_config
 
 
-_INSIDE = {
-    **dict.fromkeys(("data_types", "sdk", "wandb_sdk"), sys.modules[__name__]),
+_SUBMODULES = {
+    "errors": wandb_errors,
+    "data_types": sys.modules[__name__],
     "wandb_run": wandb_run,
-    "lib": wandb_disabled,
+    "wandb_sdk": sys.modules[__name__],
+    "sdk": sys.modules[__name__],
+    "sdk.wandb_run": wandb_run,
+    "sdk.lib": wandb_disabled,
+    "sdk.lib.config_util": wandb_errors,
 }
-"""W&B's modules that scripts name in annotations: `wandb.sdk.wandb_run.Run`."""
+"""W&B's modules that scripts name (`wandb.sdk.wandb_run.Run`) and libraries import; a parent comes before what is in it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _INSIDE:
-        return _INSIDE[name]
+    inside = _SUBMODULES.get(name) or _SUBMODULES.get(f"sdk.{name}")  # this module is its own `sdk`
+    if inside is not None:
+        return inside
     if name in _REFUSED:
         wandb_errors.refuse(f"wandb.{name}", _ELSEWHERE.get(name, ""))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

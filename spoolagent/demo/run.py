@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from spoolagent.demo import points
 from spoolagent.demo.train import SITES
 from spoolagent.errors import SpoolError, UsageError
 from spoolagent.format.layout import StreamKey, iter_streams
+from spoolagent.interpreter import module_command
 from spoolagent.serving.status import ReceiverStatus, read_status
 
 STEPS = 300
@@ -78,7 +78,7 @@ class Crew:
     ) -> "subprocess.Popen[bytes]":
         log = self._stack.enter_context(open(os.path.join(self.places.out, "logs", f"{name}.log"), "ab"))  # noqa: SIM115 - closed by the stack
         process = subprocess.Popen(
-            [sys.executable, "-m", *args],
+            module_command(*args),
             env={**os.environ, **(env or {})},
             stdout=log,
             stderr=log,

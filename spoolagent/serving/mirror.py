@@ -132,9 +132,8 @@ class Mirror:
             rename(new, self._path)
             try:
                 self._copy = open_checked(self._path, was_made=True)
-            except (
-                BaseException
-            ):  # a file system without shared memory: what we cannot open, no next start may find
+            except BaseException:
+                # A file system without shared memory: what we cannot open, no next start may find.
                 _remove(self._path)
                 raise
             self._follows(self._copy)
