@@ -233,7 +233,7 @@ class Actions:
             world.server_touched = True
             for record in world.records.values():
                 if record.copied:  # its bad lines there are given up after a minute, healed or not
-                    record.destroyed_there.update(record.acked)
+                    record.destroyed_there.update(record.acked, [1])  # 1: the run's start
             return
         client = (which >> 1) % len(world.spools)
         self._client_down(client)
