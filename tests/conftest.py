@@ -118,3 +118,13 @@ def place(tmp_path, monkeypatch):
     home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
     with tempfile.TemporaryDirectory(dir=home) as path, without_fsync():
         yield path
+
+
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder where an fsync costs nothing, if there is one: for tests of memory, or of very many steps."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="spoolagent-test-") as folder:
+        yield Path(folder)

@@ -521,16 +521,6 @@ print(receiver.events, done.drained, peak, most[0])
 """
 
 
-@pytest.fixture
-def in_memory(tmp_path):
-    """A folder where an fsync costs nothing, if there is one: these tests measure memory, not the disk."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="spoolagent-test-") as folder:
-        yield Path(folder)
-
-
 def make(spool, what):
     command = [sys.executable, "-c", MAKER, str(spool), what, os.path.dirname(__file__)]
     subprocess.run(command, env=clean_env(), check=True, timeout=3000)

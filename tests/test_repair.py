@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from cli_help import clean_env, forked, key_of, read, segment_of, write, write_and_die, write_stream
 
 from spoolagent.errors import Locked, NewerFormat, UsageError
-from spoolagent.format import blobs
+from spoolagent.format import blobs, durable
 from spoolagent.format.ends import DeathWatch, end_dead_stream, read_end, read_pruned
 from spoolagent.format.header import read_segment_header
 from spoolagent.format.layout import (
@@ -487,3 +488,68 @@ def test_any_damage_to_any_file_but_a_segment(tmp_path, seed):
     assert all(
         path in told or os.path.dirname(path) in {os.path.dirname(t) for t in told} for path in remaining
     )
+
+
+class Died(BaseException):
+    """As SIGKILL between two steps: nothing after it is done."""
+
+
+def outcome(spool):
+    """What a repair left: every file (of JSON without its time), and what is still wrong."""
+    found = {}
+    for path in Path(spool).rglob("*"):
+        name = str(path.relative_to(spool))
+        if path.is_file() and ".tmp-" not in name and not name.endswith(".lock"):
+            whole = path.read_bytes()
+            found[name] = (
+                re.sub(rb'"(time|crc|spool)":"?[0-9a-f-]+"?', b"", whole) if len(whole) < 4096 else whole
+            )
+    return found, sorted((os.path.relpath(f.path, spool), f.severity) for f in fsck(spool))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_repair_that_is_killed_at_any_step_and_repeated(in_memory, seed):
+    """Whatever the step, a second repair ends where one that nobody killed does; no byte is gone in between."""
+    rng = random.Random(seed)
+    source = create_spool(str(in_memory / "source")).path
+    with_pruned(source)
+    key = write_and_die(source, "run-3", events=2, torn=b"half a")
+    end_dead_stream(stream_dir(source, key), DeathWatch())
+    write_and_die(source, "run-4", events=2)
+    hurt = ["pruned.json", end_name(1), os.path.basename(with_blob(source, run="run-5")), segment_name(1)]
+    hurt += ["spool.json"] * (seed % 2)
+    for path in [p for p in Path(source).rglob("*") if p.name in hurt and "run-4" not in str(p)]:
+        whole = path.read_bytes()
+        place = rng.randrange(len(whole))
+        write(path, flip(whole, place, rng) if path.suffix == ".jsonl" or rng.randrange(2) else whole[:place])
+
+    def attempt(name, last=None):
+        """A copy that is repaired, the first time only up to step `last`; how many steps it took."""
+        spool, steps = str(in_memory / name / "spool"), 0
+        shutil.copytree(source, spool)
+
+        def count(operation, path):
+            nonlocal steps
+            steps += 1
+            if steps == last:
+                raise Died(operation, path)
+
+        kept = segments(spool)
+        durable.set_fault(count)
+        try:
+            list(repair(spool))
+        except Died:
+            assert last is not None
+        finally:
+            durable.set_fault(None)
+        assert segments(spool) == kept
+        list(repair(spool))
+        assert segments(spool) == kept
+        found = outcome(spool)
+        shutil.rmtree(in_memory / name)
+        return found, steps
+
+    calm, steps = attempt("calm")
+    assert steps
+    for last in range(1, steps + 1):
+        assert attempt("killed", last)[0] == calm, f"killed at step {last} of {steps}"

@@ -148,4 +148,15 @@ MUTATIONS = (
         "if torn and self._parsed == key:",
         ("test_small_promises.py::test_the_torn_line_of_a_dead_writer_is_kept_aside",),
     ),
+    Mutation(
+        7,
+        "repair-keeps-too-late",
+        "a repair that is killed has written a damaged `.end` anew, and its old bytes are kept nowhere",
+        "spoolagent/repair_stream.py",
+        "            keep_aside(self._spool, *self._key, end_name(first), data=raw)\n"
+        "            end_dead_stream(self._folder, self._watch)\n",
+        "            end_dead_stream(self._folder, self._watch)\n"
+        "            keep_aside(self._spool, *self._key, end_name(first), data=raw)\n",
+        ("test_repair.py::test_a_repair_that_is_killed_at_any_step_and_repeated",),
+    ),
 )
