@@ -129,6 +129,28 @@ def test_a_full_disk_drops_counts_and_leaves_a_gap(tmp_path, fault):
     )
 
 
+@pytest.mark.parametrize("durability", ["process", "interval", "queued"])
+@pytest.mark.parametrize("logged_before", [0, 3])
+def test_what_no_gap_could_record_is_told_at_the_end(tmp_path, fault, durability, logged_before):
+    """The disk refuses until the process ends: the terminal is the only place that is left."""
+    warnings = []
+    writer = make_writer(tmp_path / "s", durability=durability, warn=warnings.append)
+    write_metrics(writer, logged_before)
+    writer.sync()
+
+    def full(operation, path):
+        if operation in ("append", "mkdir"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    fault(full)
+    write_metrics(writer, 4, 3)
+    writer.close()
+    (told,) = warnings[1:]
+    who = f"site-1/run-1/{writer.writer}"
+    assert told.startswith(f"4 events of {who} were dropped, and the spool took no record of it (")
+    assert "No space left on device" in told
+
+
 def test_half_a_line_is_cut_back(tmp_path, monkeypatch):
     writer = make_writer(tmp_path / "s")
     write_metrics(writer, 2)

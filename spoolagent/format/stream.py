@@ -373,7 +373,8 @@ class StreamWriter:
             self._retry_at = now + _RETRY_S if self._live is None else 0.0
             return None
         except SpoolError as error:
-            self._complain(str(error))
+            self._reason = str(error)
+            self._complain(self._reason)
             self._retry_at = now + _RETRY_S
             return None
         return self._segment
@@ -721,6 +722,11 @@ class StreamWriter:
                     self._segment.seal(self.seq, closed=True)
             except OSError as error:
                 self._failed(error)
+            if self._gap is not None:  # the last chance to tell it anybody
+                self._warn(
+                    f"{self._gap.dropped} events of {self.site}/{self.run}/{self.writer} were dropped, and the spool"
+                    f" took no record of it ({self._gap.reason})."
+                )
             self.closed = True
             self._fast = None
         self._close_files()
