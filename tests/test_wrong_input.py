@@ -193,7 +193,7 @@ def _unwritable(kind, place):
 @pytest.mark.parametrize("kind", ["a file", "below a file", "a read-only file system", "format 2"])
 @pytest.mark.parametrize("api", list(APIS))
 def test_training_goes_on_without_a_spool(api, kind, place):
-    """It ends with exit code 0, says once what is wrong, and touches nothing that is there."""
+    """Exit code 0; it says once what is wrong, at the end how much was dropped, and touches nothing that is there."""
     spool = _unwritable(kind, place)
     training = script(APIS[api], cwd=place, env=site_env(spool, "site-1", "run-2"), name="training")
     assert training.wait() == 0, training.said
@@ -201,6 +201,7 @@ def test_training_goes_on_without_a_spool(api, kind, place):
     assert "trained" in training.said
     warnings = [line for line in training.said.splitlines() if str(spool) in line]
     assert len(warnings) == 1, training.said
+    assert training.said.count("were dropped, and the spool took no record of it") == 1, training.said
     assert (place / "file").read_text() == "mine"
     if kind == "format 2":
         assert os.listdir(spool) == ["spool.json"]

@@ -722,10 +722,10 @@ class StreamWriter:
                     self._segment.seal(self.seq, closed=True)
             except OSError as error:
                 self._failed(error)
-            if self._gap is not None:  # the last chance to tell it anybody
+            if self._gap is not None:  # the last chance to tell it anybody; why was told when it began
+                who = f"{self.site}/{self.run}/{self.writer}"
                 self._warn(
-                    f"{self._gap.dropped} events of {self.site}/{self.run}/{self.writer} were dropped, and the spool"
-                    f" took no record of it ({self._gap.reason})."
+                    f"{self._gap.dropped} events of {who} were dropped, and the spool took no record of it."
                 )
             self.closed = True
             self._fast = None
