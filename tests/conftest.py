@@ -108,19 +108,6 @@ def mlflow_server(tmp_path_factory):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A directory in memory where there is one, no fsync, and receivers found once: for tests that start thousands."""
-    from tb_help import without_fsync
-
-    from spoolagent.serving import registry
-
-    monkeypatch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
-    home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
-    with tempfile.TemporaryDirectory(dir=home) as path, without_fsync():
-        yield path
-
-
-@pytest.fixture
 def in_memory(tmp_path):
     """A folder where an fsync costs nothing, if there is one: for tests of memory, or of very many steps."""
     if not os.access("/dev/shm", os.W_OK):
@@ -128,3 +115,15 @@ def in_memory(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="spoolagent-test-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def place(in_memory, monkeypatch):
+    """A directory in memory where there is one, no fsync, and receivers found once: for tests that start thousands."""
+    from tb_help import without_fsync
+
+    from spoolagent.serving import registry
+
+    monkeypatch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+    with without_fsync():
+        yield str(in_memory)

@@ -1,5 +1,6 @@
 """`fsck --repair`: what can be repaired is, nothing is made up, no segment byte changes, and a second run does nothing."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from cli_help import clean_env, forked, key_of, read, segment_of, write, write_and_die, write_stream
+from tb_help import Killed, killed_at
 
 from spoolagent.errors import Locked, NewerFormat, UsageError
-from spoolagent.format import blobs, durable
+from spoolagent.format import blobs
 from spoolagent.format.ends import DeathWatch, end_dead_stream, read_end, read_pruned
 from spoolagent.format.header import read_segment_header
 from spoolagent.format.layout import (
@@ -490,10 +492,6 @@ def test_any_damage_to_any_file_but_a_segment(tmp_path, seed):
     )
 
 
-class Died(BaseException):
-    """As SIGKILL between two steps: nothing after it is done."""
-
-
 def outcome(spool):
     """What a repair left: every file (of JSON without its time), and what is still wrong."""
     found = {}
@@ -523,33 +521,21 @@ def test_a_repair_that_is_killed_at_any_step_and_repeated(in_memory, seed):
         place = rng.randrange(len(whole))
         write(path, flip(whole, place, rng) if path.suffix == ".jsonl" or rng.randrange(2) else whole[:place])
 
-    def attempt(name, last=None):
-        """A copy that is repaired, the first time only up to step `last`; how many steps it took."""
-        spool, steps = str(in_memory / name / "spool"), 0
+    def attempt(name, last=-1):
+        """A copy that is repaired, the first time only up to step `last`; what is left, and how many steps it took."""
+        spool, steps = str(in_memory / name / "spool"), []
         shutil.copytree(source, spool)
-
-        def count(operation, path):
-            nonlocal steps
-            steps += 1
-            if steps == last:
-                raise Died(operation, path)
-
         kept = segments(spool)
-        durable.set_fault(count)
-        try:
+        with contextlib.suppress(Killed), killed_at(last, steps):
             list(repair(spool))
-        except Died:
-            assert last is not None
-        finally:
-            durable.set_fault(None)
         assert segments(spool) == kept
         list(repair(spool))
         assert segments(spool) == kept
         found = outcome(spool)
         shutil.rmtree(in_memory / name)
-        return found, steps
+        return found, len(steps)
 
     calm, steps = attempt("calm")
     assert steps
-    for last in range(1, steps + 1):
+    for last in range(steps):
         assert attempt("killed", last)[0] == calm, f"killed at step {last} of {steps}"
